@@ -1,0 +1,232 @@
+"""The nouns: what travels between the rooms. Absence is explicit everywhere; nothing stands in for what is missing.
+
+Axis letters: b samples, k rows (the samples that have a modality), n tokens, d width.
+Masks and indices are *host* tensors (they stay on the CPU whatever the device of the values): the packed plan is built
+from them without waiting for the device. True always means real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from mmzoo.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One modality of one sample, preprocessed: `values` without a batch axis.
+
+    Shape: image (c h w) float; audio (t) float; text (n) int; fmri (voxels) float; skeleton (c t v p) float with
+    `valid` (t v p). `subject` names whose scan it is, for modalities that need it.
+    """
+
+    values: Shaped[Tensor, "..."]
+    valid: Bool[Tensor, "..."] | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: an id that survives to the outputs, the modalities it has, and the labels it has."""
+
+    id: str
+    inputs: Mapping[str, Item] = field(default_factory=dict)
+    targets: Mapping[str, Shaped[Tensor, "..."]] = field(default_factory=dict)
+
+    def validate(self) -> Sample:
+        """Raise ShapeError where a value is not finite or a mask does not fit; return self."""
+        if not self.inputs:
+            raise ShapeError.at(f"sample {self.id}", "no modality", "at least one", "Drop the sample instead.")
+        for name, item in self.inputs.items():
+            _check_finite(f"sample {self.id}/{name}", item.values)
+            tail = tuple(item.values.shape[-item.valid.ndim :]) if item.valid is not None else None
+            if item.valid is not None and tuple(item.valid.shape) != tail:
+                found = f"mask {tuple(item.valid.shape)} on values {tuple(item.values.shape)}"
+                raise ShapeError.at(f"sample {self.id}/{name}", found, "the trailing axes", "Mend the Preprocess.")
+        return self
+
+    def to(self, device: torch.device | str) -> Sample:
+        """Copy with all values on `device`; masks stay on the host."""
+        inputs = {m: dataclasses.replace(i, values=i.values.to(device)) for m, i in self.inputs.items()}
+        return dataclasses.replace(self, inputs=inputs, targets={k: t.to(device) for k, t in self.targets.items()})
+
+    def __repr__(self) -> str:
+        """Show shapes, not numbers."""
+        inputs = ", ".join(f"{m} {_shape(i.values)}" for m, i in self.inputs.items())
+        targets = ", ".join(f"{k} {_shape(t)}" for k, t in self.targets.items())
+        return f"Sample({self.id!r}: {inputs or 'nothing'} | targets: {targets or 'none'})"
+
+
+@dataclass(frozen=True)
+class ModalityInput:
+    """One modality of a batch: one row for each sample that has it, none for those that have not.
+
+    Shape: values (k, *axes), padded at the end of each axis; index (k) the sample of each row, ascending;
+    sizes (k, axes) the real extent of each row; valid (k, ...) holes inside the extent (skeleton t v p).
+    """
+
+    values: Shaped[Tensor, "k ..."]
+    index: Int[Tensor, " k"]
+    sizes: Int[Tensor, "k axes"]
+    valid: Bool[Tensor, "k ..."] | None = None
+    subjects: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        """Return how many samples have the modality."""
+        return self.values.shape[0]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The labels of those samples that have them: values (k, ...), index (k) the sample of each row."""
+
+    values: Shaped[Tensor, "k ..."]
+    index: Int[Tensor, " k"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a datamodule yields and a model reads; the only wire format.
+
+    `inputs` holds a key for each modality that at least one sample has; `source` names the data set of each sample
+    where several are mixed.
+    """
+
+    ids: tuple[str, ...]
+    inputs: Mapping[str, ModalityInput] = field(default_factory=dict)
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    source: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:  # noqa: FBT001, FBT002 torch's word
+        """Copy with values on `device`; indices, sizes and masks stay on the host."""
+        inputs = {
+            m: dataclasses.replace(i, values=i.values.to(device, non_blocking=non_blocking))
+            for m, i in self.inputs.items()
+        }
+        targets = {
+            k: dataclasses.replace(t, values=t.values.to(device, non_blocking=non_blocking))
+            for k, t in self.targets.items()
+        }
+        return dataclasses.replace(self, inputs=inputs, targets=targets)
+
+    def pin_memory(self) -> Batch:
+        """Copy with values in page-locked memory (DataLoader calls this)."""
+        inputs = {m: dataclasses.replace(i, values=i.values.pin_memory()) for m, i in self.inputs.items()}
+        targets = {k: dataclasses.replace(t, values=t.values.pin_memory()) for k, t in self.targets.items()}
+        return dataclasses.replace(self, inputs=inputs, targets=targets)
+
+    def select(self, modalities: list[str] | tuple[str, ...]) -> Batch:
+        """Copy that keeps only the named modalities (samples stay, even those left without any)."""
+        return dataclasses.replace(self, inputs={m: i for m, i in self.inputs.items() if m in modalities})
+
+    def validate(self) -> Batch:
+        """Raise ShapeError where rows, indices, sizes and masks disagree; return self."""
+        size = len(self.ids)
+        if len(set(self.ids)) != size:
+            raise ShapeError.at("batch.ids", "an id twice", "each sample once", "Mend the sampler or the ids.")
+        for name, part in self.inputs.items():
+            where = f"batch.inputs.{name}"
+            _check_index(where, part.index, len(part), size)
+            _check_finite(where, part.values)
+            if part.sizes.shape != (len(part), part.values.ndim - 1):
+                expected = f"({len(part)}, {part.values.ndim - 1})"
+                raise ShapeError.at(where, f"sizes {tuple(part.sizes.shape)}", expected, "Use collate().")
+            if part.subjects is not None and len(part.subjects) != len(part):
+                found = f"{len(part.subjects)} subjects for {len(part)} rows"
+                raise ShapeError.at(where, found, "one each", "Use collate().")
+        for name, target in self.targets.items():
+            _check_index(f"batch.targets.{name}", target.index, target.values.shape[0], size)
+        return self
+
+    def __repr__(self) -> str:
+        """Show shapes and how many samples have each modality and label."""
+        inputs = ", ".join(f"{m} {_shape(i.values)}" for m, i in self.inputs.items())
+        targets = ", ".join(f"{k} {_shape(t.values)}" for k, t in self.targets.items())
+        return f"Batch({len(self)} samples: {inputs or 'nothing'} | targets: {targets or 'none'})"
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """What an adapter emits and a head reads.
+
+    Shape: tokens (k n d), rows right-padded or with holes; valid (k n) host mask, True = real; index (k) host, the
+    sample of each row. grids: per row the grid (rows, cols), (frames, joints, persons), … that the tokens after the
+    `num_prefix` leading ones (CLS) lie on, row-major, or None. biases: additive attention logits (1 or k, h, n, n);
+    none = (), one for all layers, or one a layer.
+    """
+
+    tokens: Float[Tensor, "k n d"]
+    valid: Bool[Tensor, "k n"]
+    index: Int[Tensor, " k"]
+    modality: str
+    grids: tuple[tuple[int, ...], ...] | None = None
+    num_prefix: int = 0
+    biases: tuple[Float[Tensor, "_ h n n"], ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.tokens.shape[0]
+
+    def mask(self) -> Bool[Tensor, "k n"]:
+        """Return `valid` on the tokens' device."""
+        return self.valid.to(self.tokens.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head gives for one pass: values (k, ...) and the sample of each row; `scale` is a contrastive head's."""
+
+    values: Float[Tensor, "k ..."]
+    index: Int[Tensor, " k"]
+    scale: Float[Tensor, ""] | None = None
+    offset: Float[Tensor, ""] | None = None
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """The model's answer: `predictions[task][pass]`; a pass is `image`, or `image+text` for a joint sequence."""
+
+    predictions: Mapping[str, Mapping[str, Prediction]]
+    aux: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a data set says of itself before a model is built.
+
+    labels: target name -> class names in index order; subjects: fMRI subject -> number of voxels; modalities: the
+    input names it yields; counts: split -> number of samples.
+    """
+
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subjects: Mapping[str, int] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _shape(values: Tensor) -> str:
+    return f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')}"
+
+
+def _check_finite(where: str, values: Tensor) -> None:
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        raise ShapeError.at(where, "NaN or infinity", "finite values", "Mend or drop the sample.")
+
+
+def _check_index(where: str, index: Tensor, rows: int, size: int) -> None:
+    if index.shape != (rows,):
+        raise ShapeError.at(where, f"index {tuple(index.shape)}", f"({rows},)", "Use collate().")
+    if rows and (int(index.min()) < 0 or int(index.max()) >= size or bool((index[1:] <= index[:-1]).any())):
+        raise ShapeError.at(where, f"index {index.tolist()[:8]}", f"ascending in 0..{size - 1}", "Use collate().")

@@ -1,0 +1,1 @@
+"""YAML only: model/ recipe/ data/ trainer/."""

@@ -1,0 +1,1 @@
+"""Leaf mathematics: norms, positions, attention kernels and masks, drop path, initialisation."""

@@ -1,0 +1,55 @@
+"""What every metric is: the same state idea as a loss, not optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmzoo import schema
+from mmzoo.batch import Batch, DataInfo, Prediction
+
+
+@dataclass(frozen=True)
+class MetricContext:
+    """What a metric may need at the end beside its state.
+
+    class_vectors: target -> class embeddings (classes, prompts, e), for zero-shot; reference: the state of the
+    training split, for kNN and probes (only where `needs_reference`); target: the task's label name.
+    """
+
+    info: DataInfo
+    target: str = ""
+    class_vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    reference: Any = None
+
+
+class Metric(schema.Configurable):
+    """`state = update(…)` for each batch, `merge` them (batches, then ranks), `compute` once.
+
+    A state is a picklable value on the host. Results are named `<figure>` or `<pass>/<figure>`; the learner prefixes
+    the task.
+    """
+
+    needs_reference: bool = False
+    needs_class_vectors: bool = False
+
+    def update(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> Any:
+        """Return the state of one batch."""
+        raise NotImplementedError
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """Join two states; merging the states of parts equals the state of the whole."""
+        raise NotImplementedError
+
+    def compute(self, state: Any, context: MetricContext) -> dict[str, float]:
+        """Return the figures."""
+        raise NotImplementedError
+
+    def figures(self, state: Any, context: MetricContext) -> dict[str, np.ndarray]:
+        """Return matrices worth drawing in the report (`confusion`, `retrieval`); default none."""
+        del state, context
+        return {}

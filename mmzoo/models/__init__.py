@@ -1,0 +1,1 @@
+"""Adapters, trunk and heads put together, and one folder a published family."""

@@ -1,0 +1,74 @@
+"""Explicit tables from a name to the class behind it, imported only when it is asked for.
+
+Each room's `__init__` holds its tables as `Row("module:Class", "one line")` strings, so that listing what exists
+imports neither torch nor the class. Other packages add rows through entry points of the group `mmzoo.<table>`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from importlib import metadata
+from typing import NamedTuple
+
+from mmzoo.errors import ConfigError, close_matches
+
+log = logging.getLogger(__name__)
+
+ROOMS = {
+    "modalities": "mmzoo.modalities:TABLE",
+    "tokenizers": "mmzoo.modalities:TOKENIZERS",
+    "mixers": "mmzoo.trunk:MIXERS",
+    "feed_forwards": "mmzoo.trunk:FEED_FORWARDS",
+    "heads": "mmzoo.heads:TABLE",
+    "objectives": "mmzoo.objectives:TABLE",
+    "metrics": "mmzoo.metrics:TABLE",
+    "datamodules": "mmzoo.datamodules:TABLE",
+    "learners": "mmzoo.learners:TABLE",
+}
+"""Where each table is kept: `module:attribute` of a `dict[str, Row]`."""
+
+
+class Row(NamedTuple):
+    """One line of a table: where the class is, and what it is, in one line."""
+
+    target: str
+    summary: str
+
+
+@functools.cache
+def table(name: str) -> dict[str, Row]:
+    """Return the rows of a table, those of installed plug-ins included."""
+    module, _, attribute = ROOMS[name].partition(":")
+    rows: dict[str, Row] = dict(getattr(importlib.import_module(module), attribute))
+    for point in metadata.entry_points(group=f"mmzoo.{name}"):
+        if point.name in rows:
+            log.warning("plug-in row %s/%s from %s hides nothing: the name is taken", name, point.name, point.value)
+            continue
+        rows[point.name] = Row(point.value, f"plug-in ({point.value})")
+    return rows
+
+
+def find(name: str, key: str, where: str = "") -> type:
+    """Import and return the class behind `key` in table `name`; an unknown key gets its close matches."""
+    rows = table(name)
+    if key not in rows:
+        place = where or name
+        known = f"a row of the {name} table"
+        raise ConfigError.at(place, f"{key!r} is unknown", known, close_matches(key, rows))
+    module, _, attribute = rows[key].target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        do = f"Install what it needs ({error})."
+        raise ConfigError.at(where or name, f"{key!r} cannot be imported", "its packages to be installed", do) from error
+
+
+def name_of(name: str, cls: type) -> str:
+    """Return the key under which a class stands in table `name`."""
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    for key, row in table(name).items():
+        if row.target == target:
+            return key
+    raise ConfigError.at(name, f"{target} has no row", "a registered class", "Add one line to the room's table.")

@@ -1,0 +1,240 @@
+"""Config dataclasses: the only home of defaults, and the walk that turns plain YAML into a typed tree.
+
+A component `Thing(Configurable)` nests `@dataclass(kw_only=True) class Config(schema.Config)`; `config.build(...)`
+makes the `Thing`. A field declared with `one(table)` / `many(table)` holds the Config of whichever class the `type:`
+key chooses. `parse` collects every fault of a tree before it raises, so that a user mends them in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mmzoo import registry
+from mmzoo.errors import ConfigError, MmzooError, close_matches
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Base of all component options: keyword-only fields with defaults, a line under each to say what it means."""
+
+    owner: ClassVar[type | None] = None
+
+    def build(self, *args: Any, **context: Any) -> Any:
+        """Construct the component that these options belong to."""
+        owner = type(self).owner
+        if owner is None:
+            raise ConfigError.at(type(self).__qualname__, "no owner", "a Config nested in a Configurable", "Nest it.")
+        return owner(self, *args, **context)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tree as plain YAML values, each choice with its `type`."""
+        return {f.name: _plain(getattr(self, f.name), f) for f in dataclasses.fields(self)}
+
+
+class Configurable:
+    """A component whose options are its nested `Config`; subclassing ties the two together."""
+
+    Config: type[Config] = Config
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let `cls.Config` know what it builds."""
+        super().__init_subclass__(**kwargs)
+        if "Config" in cls.__dict__:
+            cls.Config.owner = cls
+
+
+def one(table: str, default: str | None = None, **options: Any) -> Any:
+    """Declare a field that holds the Config of one row of `table`; `default` names the row taken when YAML is silent."""
+    metadata = {"table": table, "shape": "one", "default": default}
+    if default is None:
+        return field(metadata=metadata)
+    return field(metadata=metadata, default_factory=lambda: registry.find(table, default).Config(**options))
+
+
+def many(table: str) -> Any:
+    """Declare a field that holds a mapping from names to the Configs of rows of `table`; default empty."""
+    return field(metadata={"table": table, "shape": "many"}, default_factory=dict)
+
+
+def several(table: str) -> Any:
+    """Declare a field that holds a list of Configs of rows of `table`; default empty."""
+    return field(metadata={"table": table, "shape": "several"}, default_factory=list)
+
+
+def parse(cls: type[Config], node: Mapping[str, Any], where: str = "") -> Any:
+    """Turn a plain tree into `cls`; raise one ConfigError that lists every fault found."""
+    faults: list[str] = []
+    made = _parse_config(cls, node, where, faults)
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    return made
+
+
+def _parse_config(cls: type[Config], node: Any, where: str, faults: list[str]) -> Any:
+    if isinstance(node, cls):
+        return node
+    if not isinstance(node, Mapping):
+        faults.append(_line(where or cls.__qualname__, _show(node), "a mapping of options", "Write key: value pairs."))
+        return None
+    before = len(faults)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in node:
+        if key not in fields:
+            do = close_matches(str(key), fields)
+            faults.append(_line(_join(where, key), "unknown key", f"an option of {cls.__qualname__}", do))
+    values: dict[str, Any] = {}
+    for name, spec in fields.items():
+        path = _join(where, name)
+        if name in node:
+            values[name] = _parse_field(spec, hints[name], node[name], path, faults)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            faults.append(_line(path, "missing", f"{_type_name(hints[name], spec)}", f"Set {path}=…."))
+    if len(faults) > before:
+        return None
+    try:
+        return cls(**values)
+    except MmzooError as error:
+        faults.extend(f"{where}: {line}" if where and not line.startswith(where) else line
+                      for line in str(error).splitlines())
+        return None
+
+
+def _parse_field(spec: dataclasses.Field[Any], hint: Any, node: Any, path: str, faults: list[str]) -> Any:
+    table = spec.metadata.get("table")
+    if table is None:
+        return _parse_value(hint, node, path, faults)
+    shape = spec.metadata["shape"]
+    if shape == "one":
+        return _parse_choice(table, node, path, faults, spec.metadata.get("default"))
+    if shape == "many":
+        if not isinstance(node, Mapping):
+            faults.append(_line(path, _show(node), f"a mapping of names to {table}", "Write name: {type: …}."))
+            return {}
+        return {str(k): _parse_choice(table, v, _join(path, k), faults) for k, v in node.items() if v is not None}
+    if not isinstance(node, list | tuple):
+        faults.append(_line(path, _show(node), f"a list of {table}", "Write [{type: …}]."))
+        return []
+    return [_parse_choice(table, v, _join(path, i), faults) for i, v in enumerate(node)]
+
+
+def _parse_choice(table: str, node: Any, path: str, faults: list[str], default: str | None = None) -> Any:
+    if isinstance(node, Config):
+        return node
+    if isinstance(node, str):
+        node = {"type": node}
+    if not isinstance(node, Mapping) or not isinstance(node.get("type", default), str):
+        do = f"Set {path}.type to one of: {', '.join(sorted(registry.table(table)))}."
+        faults.append(_line(path, _show(node), f"a mapping with type: a row of the {table} table", do))
+        return None
+    try:
+        cls = registry.find(table, node.get("type", default), f"{path}.type")
+    except ConfigError as error:
+        faults.append(str(error))
+        return None
+    return _parse_config(cls.Config, {k: v for k, v in node.items() if k != "type"}, path, faults)
+
+
+def _parse_value(hint: Any, node: Any, path: str, faults: list[str]) -> Any:  # noqa: PLR0911 one branch a type
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return node
+    if origin in (typing.Union, types.UnionType):
+        if node is None and type(None) in args:
+            return None
+        inner = [a for a in args if a is not type(None)]
+        for option in inner:
+            trial: list[str] = []
+            made = _parse_value(option, node, path, trial)
+            if not trial:
+                return made
+        return _parse_value(inner[0], node, path, faults)
+    if origin in (list, tuple):
+        return _parse_list(hint, node, path, faults)
+    if origin is dict or hint is dict:
+        if not isinstance(node, Mapping):
+            faults.append(_line(path, _show(node), "a mapping", "Write {name: value}."))
+            return {}
+        value_type = args[1] if args else Any
+        return {k: _parse_value(value_type, v, _join(path, k), faults) for k, v in node.items()}
+    if isinstance(hint, type) and issubclass(hint, Config):
+        return _parse_config(hint, node, path, faults)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        names = [str(m.value) for m in hint]
+        if str(node) not in names:
+            faults.append(_line(path, _show(node), f"one of {', '.join(names)}", close_matches(str(node), names)))
+            return None
+        return hint(str(node))
+    return _parse_scalar(hint, node, path, faults)
+
+
+def _parse_list(hint: Any, node: Any, path: str, faults: list[str]) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if not isinstance(node, list | tuple):
+        faults.append(_line(path, _show(node), "a list", "Write [a, b]."))
+        return origin()
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        if len(node) != len(args):
+            faults.append(_line(path, _show(node), f"{len(args)} values", "Give each of them."))
+            return ()
+        return tuple(_parse_value(a, v, _join(path, i), faults) for i, (a, v) in enumerate(zip(args, node, strict=True)))
+    item = args[0] if args else Any
+    return origin(_parse_value(item, v, _join(path, i), faults) for i, v in enumerate(node))
+
+
+def _parse_scalar(hint: Any, node: Any, path: str, faults: list[str]) -> Any:
+    if hint is float and isinstance(node, int) and not isinstance(node, bool):
+        return float(node)
+    if hint is int and isinstance(node, float) and node.is_integer():
+        return int(node)
+    if isinstance(node, hint) and not (isinstance(node, bool) and hint is not bool):
+        return node
+    if hint is str and isinstance(node, int | float) and not isinstance(node, bool):
+        return str(node)
+    faults.append(_line(path, _show(node), f"{hint.__name__}", f"Give {_an_example(hint)}."))
+    return None
+
+
+def _plain(value: Any, spec: dataclasses.Field[Any] | None = None) -> Any:
+    if isinstance(value, Config):
+        head: dict[str, Any] = {}
+        table = spec.metadata.get("table") if spec else None
+        if table and type(value).owner is not None:
+            head["type"] = registry.name_of(table, type(value).owner)
+        return {**head, **value.to_dict()}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {k: _plain(v, spec) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, spec) for v in value]
+    return value
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _line(where: str, found: str, expected: str, do: str) -> str:
+    return str(ConfigError.at(where, found, expected, do))
+
+
+def _show(node: Any) -> str:
+    text = repr(node)
+    return f"{type(node).__name__} {text}" if len(text) < 60 else f"{type(node).__name__} {text[:57]}…"
+
+
+def _an_example(hint: Any) -> str:
+    examples = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return examples.get(hint, f"a {hint.__name__}")
+
+
+def _type_name(hint: Any, spec: dataclasses.Field[Any]) -> str:
+    table = spec.metadata.get("table")
+    return f"a row of the {table} table" if table else getattr(hint, "__name__", str(hint))

@@ -1,0 +1,95 @@
+"""What plugs into a block: token mixers and feed-forwards, their shared signature and capability flags.
+
+Both work on the packed buffer: `x` is [t d], one row a real token, no padding. `SeqInfo` says where the segments lie.
+A mixer includes its output projection; norm, residual, LayerScale and stochastic depth belong to the block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmzoo import schema
+from mmzoo.trunk.plan import SeqInfo
+
+Aux = dict[str, Tensor]
+"""Named scalars that an objective may add to the loss (load balance, z-loss) or the log may show."""
+
+
+class InitFromMha(str, Enum):
+    """How well a mixer can start from plain attention's weights."""
+
+    EXACT = "exact"
+    APPROX = "approx"
+    NONE = "none"
+
+
+@dataclass
+class MixerContext:
+    """What a mixer or feed-forward may need beside the tokens. Token axes follow the packed buffer."""
+
+    layer: int = 0
+    depth: int = 1
+    training: bool = False
+    step: int = 0
+    task: str | None = None
+    generator: torch.Generator | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+class TokenMixer(nn.Module, schema.Configurable):
+    """Mixes tokens within each segment: `y, aux = mixer(x, seq=…, ctx=…)`, y like x [t d].
+
+    Flags say what a mixer can do; one that cannot honour something asked of it raises, it never ignores.
+    """
+
+    needs_grid: ClassVar[bool] = False
+    supports_mask: ClassVar[bool] = True
+    supports_causal: ClassVar[bool] = False
+    supports_cross: ClassVar[bool] = False
+    supports_packed: ClassVar[bool] = True
+    supports_bias: ClassVar[bool] = False
+    static_length: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
+    init_from_mha: ClassVar[InitFromMha] = InitFromMha.NONE
+    kernels: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any, *, dim: int, num_heads: int) -> None:
+        """Keep the options and the sizes every mixer has."""
+        super().__init__()
+        self.config, self.dim, self.num_heads = config, dim, num_heads
+
+    def forward(
+        self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext, cache: Any = None
+    ) -> tuple[Float[Tensor, "t d"], Aux]:
+        """Mix."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_mha(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn the state dict of plain multi-head attention into this mixer's; raise where `init_from_mha` is none."""
+        raise NotImplementedError
+
+
+class FeedForward(nn.Module, schema.Configurable):
+    """Transforms each token by itself: `y, aux = ffn(x, seq=…, ctx=…)`, y like x [t d].
+
+    `modalities` are the names the trunk serves: a modality FFN keeps one set of weights for each and reads which rows
+    belong to which from `seq.modality_slices`.
+    """
+
+    def __init__(self, config: Any, *, dim: int, modalities: tuple[str, ...]) -> None:
+        """Keep the options and the names."""
+        super().__init__()
+        self.config, self.dim, self.modalities = config, dim, modalities
+
+    def forward(
+        self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext
+    ) -> tuple[Float[Tensor, "t d"], Aux]:
+        """Transform."""
+        raise NotImplementedError

@@ -1,0 +1,48 @@
+"""The packed plan: where every token, modality and segment lies in the flat buffer; built on the host once a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive segments of one composition, so that one batched kernel serves them without padding.
+
+    Rows `start … start + count * length` of the attention order hold `count` segments of `length` tokens; `pieces`
+    gives each segment's (group, modality, length) parts in order, for block-diagonal bias and grids.
+    """
+
+    start: int
+    count: int
+    length: int
+    pieces: tuple[tuple[int, str, int], ...]
+
+
+@dataclass(frozen=True)
+class SeqInfo:
+    """The geometry of a packed buffer [t d], modality-major.
+
+    modality_slices: modality -> (first row, end row) in the buffer. runs: the segments in attention order.
+    order / inverse: permutation buffer -> attention order and back, None where the two agree.
+    cu_seqlens: int32 [s+1] in attention order, on the buffer's device; max_length: longest segment.
+    segment_of_row: int64 [t], the segment (in attention order) of each buffer row. grids: per segment, per piece.
+    """
+
+    num_tokens: int
+    modality_slices: dict[str, tuple[int, int]]
+    runs: tuple[Run, ...]
+    cu_seqlens: Int[Tensor, " s1"]
+    max_length: int
+    segment_of_row: Int[Tensor, " t"]
+    order: Int[Tensor, " t"] | None = None
+    inverse: Int[Tensor, " t"] | None = None
+    grids: tuple[tuple[tuple[int, ...] | None, ...], ...] = ()
+    padding_ratio: float = 1.0
+    is_causal: bool = False
+    mask_mod: Callable[..., Tensor] | None = None
+    biases: tuple[tuple[Tensor | None, ...], ...] = ()
