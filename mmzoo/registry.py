@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from importlib import metadata
 from typing import NamedTuple
 
 from mmzoo.errors import ConfigError, close_matches
@@ -42,12 +41,24 @@ def table(name: str) -> dict[str, Row]:
     """Return the rows of a table, those of installed plug-ins included."""
     module, _, attribute = ROOMS[name].partition(":")
     rows: dict[str, Row] = dict(getattr(importlib.import_module(module), attribute))
-    for point in metadata.entry_points(group=f"mmzoo.{name}"):
-        if point.name in rows:
-            log.warning("plug-in row %s/%s from %s hides nothing: the name is taken", name, point.name, point.value)
+    for key, value in _plugins().get(f"mmzoo.{name}", ()):
+        if key in rows:
+            log.warning("plug-in row %s/%s from %s hides nothing: the name is taken", name, key, value)
             continue
-        rows[point.name] = Row(point.value, f"plug-in ({point.value})")
+        rows[key] = Row(value, f"plug-in ({value})")
     return rows
+
+
+@functools.cache
+def _plugins() -> dict[str, list[tuple[str, str]]]:
+    """Read the entry points of all installed packages once (each scan costs milliseconds): group -> (name, target)."""
+    from importlib import metadata  # costs more than the rest of this module together
+
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for point in metadata.entry_points():
+        if point.group.startswith("mmzoo."):
+            groups.setdefault(point.group, []).append((point.name, point.value))
+    return groups
 
 
 def find(name: str, key: str, where: str = "") -> type:
