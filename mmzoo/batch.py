@@ -8,7 +8,7 @@ from them without waiting for the device. True always means real.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,21 @@ class ModalityInput:
     def __len__(self) -> int:
         """Return how many samples have the modality."""
         return self.values.shape[0]
+
+    @staticmethod
+    def stack(items: Sequence[Item], index: Int[Tensor, " k"]) -> ModalityInput:
+        """Pad items at the end of each axis to the largest extent and stack them; `index` their samples, ascending."""
+        sizes = torch.tensor([tuple(i.values.shape) for i in items], dtype=torch.int64).reshape(len(items), -1)
+        extent = [int(n) for n in sizes.amax(dim=0)]
+        same = bool((sizes == sizes[:1]).all())
+        values = torch.stack([i.values if same else _pad(i.values, extent) for i in items])
+        valid = None
+        if any(i.valid is not None for i in items):
+            masks = [torch.ones(i.values.shape[1:], dtype=torch.bool) if i.valid is None else i.valid for i in items]
+            valid = torch.stack([_pad(m, extent[len(extent) - m.ndim :]) for m in masks])
+        named = all(i.subject is not None for i in items)
+        subjects = tuple(str(i.subject) for i in items) if named else None
+        return ModalityInput(values, index, sizes, valid, subjects)
 
 
 @dataclass(frozen=True)
@@ -214,6 +229,14 @@ class DataInfo:
     subjects: Mapping[str, int] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _pad(values: Tensor, extent: Sequence[int]) -> Tensor:
+    if list(values.shape) == list(extent):
+        return values
+    padded = values.new_zeros(list(extent))
+    padded[tuple(slice(n) for n in values.shape)] = values
+    return padded
 
 
 def _shape(values: Tensor) -> str:

@@ -57,6 +57,11 @@ def one(table: str, default: str | None = None, **options: Any) -> Any:
     return field(metadata=metadata, default_factory=lambda: registry.find(table, default).Config(**options))
 
 
+def maybe(table: str) -> Any:
+    """Declare a field that holds the Config of one row of `table`, or None (the default)."""
+    return field(metadata={"table": table, "shape": "maybe"}, default=None)
+
+
 def many(table: str) -> Any:
     """Declare a field that holds a mapping from names to the Configs of rows of `table`; default empty."""
     return field(metadata={"table": table, "shape": "many"}, default_factory=dict)
@@ -74,6 +79,94 @@ def parse(cls: type[Config], node: Mapping[str, Any], where: str = "") -> Any:
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return made
+
+
+def check_path(cls: type[Config], node: Any, keys: list[str]) -> None:
+    """Raise ConfigError, with close matches, where the dotted path `keys` names nothing in the tree of `cls`.
+
+    `node` is the plain tree given so far: its `type` keys decide which options exist below a choice, its keys and
+    lengths which entries a mapping or list has.
+    """
+    _Walker(cls, node, keys).walk()
+
+
+@dataclass
+class _Walker:
+    """One walk down a path: `cls` and `node` are where it stands, `done` the keys already followed."""
+
+    cls: Any
+    node: Any
+    keys: list[str]
+    done: list[str] = field(default_factory=list)
+
+    def walk(self) -> None:
+        while self.keys and isinstance(self.cls, type) and issubclass(self.cls, Config):
+            self._step()
+
+    def _next(self) -> str:
+        self.done.append(self.keys.pop(0))
+        return self.done[-1]
+
+    def _child(self, key: str) -> Any:
+        if isinstance(self.node, Mapping):
+            return self.node.get(key)
+        if isinstance(self.node, list | tuple) and key.isdigit() and int(key) < len(self.node):
+            return self.node[int(key)]
+        return None
+
+    def _unknown(self, key: str, known: typing.Iterable[str], kind: str) -> ConfigError:
+        path = ".".join(self.done)
+        return ConfigError(_line(path, f"unknown key {key!r}", kind, close_matches(key, known)))
+
+    def _step(self) -> None:
+        key = self._next()
+        fields = {f.name: f for f in dataclasses.fields(self.cls)}
+        if key == "type" and self.cls.owner is not None:
+            self.cls = None
+            return
+        if key not in fields:
+            raise self._unknown(key, fields, f"an option of {self.cls.__qualname__}")
+        hint, spec, node = typing.get_type_hints(self.cls)[key], fields[key], self._child(key)
+        self.node = node
+        table, shape = spec.metadata.get("table"), spec.metadata.get("shape")
+        if table and shape in ("many", "several"):
+            self.cls = self._entry(table, shape)
+        elif table:
+            self.cls = self._chosen(table, spec.metadata.get("default"))
+        else:
+            self.cls = self._plain(hint)
+
+    def _entry(self, table: str, shape: str) -> Any:
+        if not self.keys:
+            return None
+        key = self._next()
+        known = list(self.node) if isinstance(self.node, Mapping) else [str(i) for i in range(len(self.node or []))]
+        if key not in known:
+            raise self._unknown(key, known, f"one of the {table} given (write +{'.'.join(self.done)}=… to add one)")
+        self.node = self._child(key)
+        return self._chosen(table, None)
+
+    def _chosen(self, table: str, default: str | None) -> Any:
+        node = self.node
+        key = node if isinstance(node, str) else node.get("type", default) if isinstance(node, Mapping) else default
+        return registry.find(table, key, ".".join(self.done)).Config if key else Config
+
+    def _plain(self, hint: Any) -> Any:
+        options = [a for a in typing.get_args(hint) if a is not type(None)]
+        if typing.get_origin(hint) in (typing.Union, types.UnionType) and len(options) == 1:
+            hint = options[0]
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if origin in (dict, list, tuple) and self.keys:
+            key = self._next()
+            known = list(self.node) if isinstance(self.node, Mapping) else [str(i) for i in range(len(self.node or ()))]
+            if key not in known:
+                raise self._unknown(key, known, f"an entry given (write +{'.'.join(self.done)}=… to add one)")
+            self.node = self._child(key)
+            hint = args[-1] if args else None
+        if self.keys and not (isinstance(hint, type) and issubclass(hint, Config)):
+            key = self._next()
+            raise self._unknown(key, [], f"nothing below {'.'.join(self.done[:-1])}")
+        return hint
 
 
 def _parse_config(cls: type[Config], node: Any, where: str, faults: list[str]) -> Any:
@@ -113,6 +206,8 @@ def _parse_field(spec: dataclasses.Field[Any], hint: Any, node: Any, path: str, 
     shape = spec.metadata["shape"]
     if shape == "one":
         return _parse_choice(table, node, path, faults, spec.metadata.get("default"))
+    if shape == "maybe":
+        return None if node is None else _parse_choice(table, node, path, faults)
     if shape == "many":
         if not isinstance(node, Mapping):
             faults.append(_line(path, _show(node), f"a mapping of names to {table}", "Write name: {type: …}."))

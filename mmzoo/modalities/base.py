@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +21,18 @@ class Preprocess(schema.Configurable):
     mask (t v p) where a joint was not seen.
     """
 
+    reads_paths: ClassVar[bool] = True
+    """Whether a plain string names a file (text itself is a string, so its Preprocess says no)."""
+
     def decode(self, data: bytes, name: str) -> Any:
         """Read a file's bytes; `name` (its file name) tells the format. Raise DataError where it is unreadable."""
         raise NotImplementedError
+
+    def open(self, source: Any) -> Any:
+        """Return the raw form of `source`: a file path is read and decoded, anything else is taken as raw already."""
+        if isinstance(source, Path) or (isinstance(source, str) and self.reads_paths and Path(source).is_file()):
+            return self.decode(Path(source).read_bytes(), Path(source).name)
+        return source
 
     def __call__(self, raw: Any, *, generator: torch.Generator | None = None) -> Item:
         """Turn raw input into an Item; a generator means training (augmentation on), None means evaluation."""

@@ -1,0 +1,205 @@
+"""The model: adapters, one trunk, heads. Plain PyTorch, usable without Lightning.
+
+Every modality a task asks for is embedded once; all passes of a step (single modalities and joint sequences alike) go
+through the trunk in one packed buffer; each head then reads the passes of its task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmzoo import schema
+from mmzoo.batch import Batch, DataInfo, ModalityInput, ModelOutput, Prediction, TokenSequence
+from mmzoo.errors import ConfigError, ShapeError, close_matches
+from mmzoo.heads.base import Head
+from mmzoo.modalities.base import ModalityAdapter, Preprocess
+from mmzoo.trunk.base import MixerContext
+from mmzoo.trunk.packing import join
+from mmzoo.trunk.trunk import Trunk
+
+JOINT = "+"
+"""Joins the modalities of a joint pass: `image+text`."""
+
+
+@dataclass(kw_only=True)
+class HeadSpec(schema.Config):
+    """One head of the model and what it reads."""
+
+    head: Any = schema.one("heads")
+    """the head"""
+    passes: list[str] = field(default_factory=list)
+    """passes it reads: modality names, or several joined by +; empty: every modality by itself"""
+    target: str = ""
+    """label whose classes it predicts; empty: none"""
+
+
+class MultimodalModel(nn.Module, schema.Configurable):
+    """Adapters by modality name, one trunk, heads by task name.
+
+    Shape: a Batch in; out, for each task and pass, a Prediction with one row for each sample that has (part of) it.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(schema.Config):
+        """What the model consists of."""
+
+        modalities: dict[str, Any] = schema.many("modalities")
+        """input name -> adapter"""
+        trunk: Trunk.Config = field(default_factory=Trunk.Config)
+        """the shared self-attention trunk"""
+        heads: dict[str, HeadSpec] = field(default_factory=dict)
+        """task name -> head; a recipe's tasks add theirs"""
+
+        def __post_init__(self) -> None:
+            """Check that every pass names modalities that exist."""
+            faults = [
+                str(ConfigError.at(f"heads.{task}.passes", repr(name), "modalities of the model", close_matches(m, self.modalities)))
+                for task, spec in self.heads.items()
+                for name in (spec.passes if spec else [])
+                for m in name.split(JOINT)
+                if m not in self.modalities
+            ]
+            if faults:
+                raise ConfigError("\n".join(faults))
+
+    def __init__(self, config: Config) -> None:
+        """Build every part from its options."""
+        super().__init__()
+        if not config.modalities:
+            raise ConfigError.at("model.modalities", "none", "at least one modality", "Add modalities: {image: {type: image}}.")
+        self.config = config
+        sizes = {"dim": config.trunk.dim, "num_heads": config.trunk.num_heads}
+        self.adapters = nn.ModuleDict({m: c.build(name=m, **sizes) for m, c in config.modalities.items()})
+        self.trunk = Trunk(config.trunk, modalities=tuple(config.modalities))
+        self.passes = {task: tuple(spec.passes) or self.modalities for task, spec in config.heads.items()}
+        self.heads = nn.ModuleDict(
+            {task: spec.head.build(dim=config.trunk.dim, passes=self.passes[task]) for task, spec in config.heads.items()}
+        )
+
+    @classmethod
+    def resolve(cls, config: Config, info: DataInfo) -> Config:
+        """Fill what depends on the data (subjects, numbers of classes) in a copy of the options."""
+        modalities = {m: _owner(c).resolve(c, info) for m, c in config.modalities.items()}
+        heads = {
+            task: dataclasses.replace(spec, head=_owner(spec.head).resolve(spec.head, info, spec.target))
+            for task, spec in config.heads.items()
+        }
+        return dataclasses.replace(config, modalities=modalities, heads=heads)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the inputs the model takes."""
+        return tuple(self.config.modalities)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def adapter(self, modality: str) -> ModalityAdapter:
+        """Return the adapter of a modality; an unknown one gets its close matches."""
+        if modality not in self.adapters:
+            do = close_matches(modality, self.adapters)
+            raise ConfigError.at("model", f"no modality {modality!r}", "one that the model was built with", do)
+        found = self.adapters[modality]
+        if not isinstance(found, ModalityAdapter):
+            raise ConfigError.at(f"modalities.{modality}", type(found).__name__, "a ModalityAdapter", "Mend the table.")
+        return found
+
+    def preprocesses(self) -> dict[str, Preprocess]:
+        """Build the Preprocess of every modality."""
+        return {m: c.preprocess.build() for m, c in self.config.modalities.items()}
+
+    def forward(self, batch: Batch, tasks: Sequence[str] | None = None, ctx: MixerContext | None = None) -> ModelOutput:
+        """Run the passes that the named tasks (default all) need, in one packed buffer."""
+        chosen = list(self.heads) if tasks is None else list(tasks)
+        wanted = dict.fromkeys(p for task in chosen for p in self.passes[task])
+        sequences, aux, stats = self._encode(batch, tuple(wanted), ctx)
+        predictions = {
+            task: {p: self.heads[task](sequences[p], p) for p in self.passes[task] if p in sequences} for task in chosen
+        }
+        return ModelOutput(predictions, aux, stats)
+
+    def tokens(self, batch: Batch, passes: Sequence[str] | None = None) -> dict[str, TokenSequence]:
+        """Return the trunk's final tokens of each pass (default: every modality by itself)."""
+        return self._encode(batch, tuple(passes or self.modalities), None)[0]
+
+    def _encode(
+        self, batch: Batch, passes: tuple[str, ...], ctx: MixerContext | None
+    ) -> tuple[dict[str, TokenSequence], Mapping[str, Tensor], dict[str, Any]]:
+        needed = dict.fromkeys(m for p in passes for m in p.split(JOINT))
+        embedded = {m: self.adapter(m)(batch.inputs[m]) for m in needed if m in batch.inputs and len(batch.inputs[m])}
+        groups = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in passes}
+        groups = {p: g for p, g in groups.items() if g}
+        if not groups:
+            found = f"a batch with {', '.join(batch.inputs) or 'nothing'}"
+            raise ShapeError.at("model", found, f"one of {', '.join(needed)}", "Check the data's modalities.")
+        ctx = ctx or MixerContext(training=self.training)
+        out = self.trunk(list(groups.values()), ctx)
+        joined = {p: g[0] if len(g) == 1 else join(g) for p, g in zip(groups, out.groups, strict=True)}
+        return joined, out.aux, ctx.stats
+
+    def embed(self, batch: Batch, task: str | None = None) -> dict[str, Prediction]:
+        """Return the output vectors of each pass: of the named head, else of the first contrastive one."""
+        name = task or self.embedding_task()
+        return dict(self(batch, [name]).predictions[name])
+
+    def embedding_task(self) -> str:
+        """Name the head whose outputs are embeddings."""
+        for name, head in self.heads.items():
+            if getattr(head, "is_embedding", False):
+                return name
+        found = ", ".join(self.heads) or "no heads"
+        raise ConfigError.at("model", found, "a contrastive head", "Give task=NAME, or train one with such a head.")
+
+    @torch.no_grad()
+    def encode(self, **raw: Any) -> dict[str, Tensor]:
+        """Embed raw inputs by modality: one input, or a list of them, for each name; returns name -> (k, e).
+
+        Inputs are what each modality's Preprocess takes (a PIL image, a sentence, (waveform, rate), …), or file paths.
+        """
+        names = {p: None for p in self.passes[self.embedding_task()]}
+        inputs: dict[str, ModalityInput] = {}
+        size = 0
+        for modality, value in raw.items():
+            self.adapter(modality)
+            if modality not in names:
+                do = f"It embeds {', '.join(names)}."
+                raise ConfigError.at("model.encode", f"no embedding of {modality!r}", "a pass of the head", do)
+            prep = self.config.modalities[modality].preprocess.build()
+            values = value if isinstance(value, list) else [value]
+            items = [prep(prep.open(v)) for v in values]
+            inputs[modality] = ModalityInput.stack(items, torch.arange(len(items)))
+            size = max(size, len(items))
+        batch = Batch(tuple(str(i) for i in range(size)), inputs).to(self.device)
+        training = self.training
+        self.eval()
+        try:
+            found = self.embed(batch)
+        finally:
+            self.train(training)
+        return {m: found[m].values for m in raw}
+
+    def num_params(self, trainable_only: bool = False) -> dict[str, int]:  # noqa: FBT001, FBT002 a filter, not an algorithm
+        """Count parameters by part: `modalities.x`, `trunk`, `heads.y`, `total`."""
+        parts: dict[str, nn.Module] = {f"modalities.{m}": a for m, a in self.adapters.items()}
+        parts["trunk"] = self.trunk
+        parts |= {f"heads.{t}": h for t, h in self.heads.items()}
+        counts = {
+            name: sum(p.numel() for p in part.parameters() if p.requires_grad or not trainable_only)
+            for name, part in parts.items()
+        }
+        return {**counts, "total": sum(counts.values())}
+
+
+def _owner(config: Any) -> Any:
+    owner = type(config).owner
+    if owner is None or not issubclass(owner, ModalityAdapter | Head):
+        raise ConfigError.at("model", type(config).__qualname__, "options of an adapter or head", "Mend the table.")
+    return owner
