@@ -55,9 +55,10 @@ def _plugins() -> dict[str, list[tuple[str, str]]]:
     from importlib import metadata  # costs more than the rest of this module together
 
     groups: dict[str, list[tuple[str, str]]] = {}
-    for point in metadata.entry_points():
-        if point.group.startswith("mmzoo."):
-            groups.setdefault(point.group, []).append((point.name, point.value))
+    found = metadata.entry_points()
+    for group in found.groups:
+        if group.startswith("mmzoo."):
+            groups[group] = [(point.name, point.value) for point in found.select(group=group)]
     return groups
 
 
