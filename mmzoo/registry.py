@@ -51,7 +51,7 @@ def table(name: str) -> dict[str, Row]:
 
 @functools.cache
 def _plugins() -> dict[str, list[tuple[str, str]]]:
-    """Read the entry points of all installed packages once (each scan costs milliseconds): group -> (name, target)."""
+    """Read the entry points of all installed packages once: group -> (name, target) pairs."""
     from importlib import metadata  # costs more than the rest of this module together
 
     groups: dict[str, list[tuple[str, str]]] = {}
