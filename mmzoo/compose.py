@@ -8,7 +8,6 @@ under the group's key. Overrides: `a.b=1` must exist, `+a.b=1` adds, `++a.b=1` s
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,39 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmzoo import schema
+from mmzoo.configs import GROUPS, find
 from mmzoo.errors import ConfigError, MmzooError, close_matches
 
-GROUPS = ("recipe", "model", "data", "trainer")
-PACKAGE = Path(__file__).parent / "configs"
 SPACELESS = re.compile(r"(?<=[\w\]])\s*:(?=[^\s/])")
-
-
-def search_path() -> list[Path]:
-    """Return the folders that may hold configs, first match first."""
-    given = os.environ.get("MMZOO_CONFIG_DIR")
-    return [Path("configs"), *([Path(given)] if given else []), PACKAGE]
-
-
-def list_configs(group: str) -> dict[str, Path]:
-    """Return name -> file of every config of a group that can be found."""
-    found: dict[str, Path] = {}
-    for folder in reversed(search_path()):
-        for file in sorted((folder / group).rglob("*.yaml")):
-            found[file.relative_to(folder / group).with_suffix("").as_posix()] = file
-    return dict(sorted(found.items()))
-
-
-def find(group: str, name: str, where: str = "") -> Path:
-    """Return the file of a config by name or by path; an unknown name gets its close matches."""
-    if name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
-            return Path(name)
-        raise ConfigError.at(where or group, f"no file {name}", "a YAML file", "Check the path.")
-    found = list_configs(group)
-    if name not in found:
-        do = close_matches(name, found)
-        raise ConfigError.at(where or group, f"{name!r} is unknown", f"a {group} by name, or a .yaml file", do)
-    return found[name]
 
 
 def read(path: Path, group: str, seen: tuple[Path, ...] = ()) -> DictConfig:
