@@ -38,7 +38,8 @@ class DataModule(pl.LightningDataModule, schema.Configurable):
     def _loader(self, split: str) -> ResumableLoader:
         if split not in self._loaders:
             options: LoaderConfig = self.config.loader
-            self._loaders[split] = ResumableLoader(self.source(split), options, train=split == "train", seed=self.seed)
+            source = self.source("train" if split == "reference" else split)
+            self._loaders[split] = ResumableLoader(source, options, train=split == "train", seed=self.seed)
         return self._loaders[split]
 
     def train_dataloader(self) -> ResumableLoader:
@@ -54,5 +55,5 @@ class DataModule(pl.LightningDataModule, schema.Configurable):
         return self._loader("test")
 
     def loader(self, split: str) -> ResumableLoader:
-        """Return the loader of any split by name."""
+        """Return the loader of any split by name; `reference` is the training split in order, without augmentation."""
         return self._loader(split)

@@ -1,0 +1,113 @@
+"""Published weights: `model.safetensors` + `config.json`, never a pickle; and Lightning checkpoints, read weights-only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmzoo.errors import CheckpointError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+KEY_VERSION = 1
+"""Raised whenever parameter names change, so that old files can be mapped."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or none: to a temporary name in the same folder, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_export(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
+    """Write weights and config to `folder`, weights first, so that a config never names weights that are not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        sha256 = sha256_of(temporary)
+        temporary.replace(folder / WEIGHTS)
+    finally:
+        temporary.unlink(missing_ok=True)
+    whole = {**config, "key_version": KEY_VERSION, "sha256": sha256}
+    write_atomic(folder / CONFIG, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
+    return folder
+
+
+def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read config and weights of an export; a hash that does not match is an error."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            do = "Give the export folder of a run."
+            raise CheckpointError.at(str(folder), f"no {name}", f"{WEIGHTS} and {CONFIG}", do)
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        do = "Export the run again."
+        raise CheckpointError.at(str(folder / CONFIG), f"not JSON ({error})", "a JSON object", do) from error
+    found = sha256_of(folder / WEIGHTS)
+    if config.get("sha256") not in (None, found):
+        expected = f"sha256 {config['sha256'][:12]}… of config.json"
+        do = "Export or download it again."
+        raise CheckpointError.at(str(folder / WEIGHTS), f"sha256 {found[:12]}…", expected, do)
+    try:
+        return config, load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        do = "Export or download it again."
+        raise CheckpointError.at(str(folder / WEIGHTS), f"unreadable ({error})", "safetensors", do) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint without running anything that it holds."""
+    if not path.is_file():
+        raise CheckpointError.at(str(path), "no such file", "a .ckpt file", "Check the path.")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        do = "Use an earlier checkpoint of the run."
+        raise CheckpointError.at(str(path), f"unreadable ({line})", "a checkpoint of mmzoo", do) from error
+    if "mmzoo" not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError.at(str(path), "no mmzoo entry", "a checkpoint of mmzoo", "Convert it first.")
+    return checkpoint
+
+
+def fit_state(
+    state: Mapping[str, Tensor], model: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Return the tensors that fit the model, and the names that are missing, unexpected or of another shape."""
+    fitting = {k: v for k, v in state.items() if k in model and model[k].shape == v.shape}
+    report = {
+        "missing": sorted(k for k in model if k not in state),
+        "unexpected": sorted(k for k in state if k not in model),
+        "reshaped": sorted(k for k in state if k in model and model[k].shape != state[k].shape),
+    }
+    return fitting, report

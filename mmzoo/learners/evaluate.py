@@ -1,0 +1,56 @@
+"""Runs a learner's tasks over a split and returns every figure; what `mmzoo eval` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mmzoo.datamodules.base import DataModule
+from mmzoo.learners.multitask import MultitaskLearner
+from mmzoo.learners.tracker import check_split
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures named `task/metric`, matrices worth drawing, and what their axes are called."""
+
+    split: str
+    metrics: Mapping[str, float]
+    figures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def evaluate(
+    learner: MultitaskLearner, datamodule: DataModule, split: str, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Evaluate on one device; kNN and probes first see the training split. `progress` hears the samples done."""
+    model, tracker = learner.model, learner.tracker
+    training = model.training
+    model.eval()
+    try:
+        if tracker.needs_reference and check_split(split) != "train":
+            tracker.reset()
+            for batch in datamodule.loader("reference"):
+                tracker.update(model, batch.to(model.device))
+            tracker.keep_as_reference()
+        tracker.reset()
+        done = 0
+        for batch in datamodule.loader(check_split(split)):
+            tracker.update(model, batch.to(model.device))
+            done += len(batch)
+            if progress:
+                progress(done)
+        figures, matrices = tracker.compute(model)
+    finally:
+        model.train(training)
+    axes = {f"{name}/retrieval": learner.model.passes[name] for name in learner.tasks}
+    axes |= {
+        f"{name}/confusion": learner.info.labels[task.config.target]
+        for name, task in learner.tasks.items()
+        if task.config.target in learner.info.labels
+    }
+    return Evaluation(split, figures, matrices, axes)

@@ -1,0 +1,115 @@
+"""The LightningModule that trains a MultimodalModel on weighted tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mmzoo import schema
+from mmzoo.batch import Batch, DataInfo
+from mmzoo.errors import ConfigError
+from mmzoo.learners.optim import OptimConfig, build_optimizer, lr_factor
+from mmzoo.learners.tasks import Task, TaskConfig
+from mmzoo.learners.tracker import Tracker
+from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.state import LossState
+from mmzoo.trunk.base import MixerContext
+
+
+class MultitaskLearner(pl.LightningModule, schema.Configurable):
+    """Minimises sum over tasks of weight · mean loss; validates with each task's metrics.
+
+    Under several processes every task's mean is that of the global batch: loss_rank = sum_rank · world / count_global,
+    so that DDP's average of gradients is exactly the single-process gradient. Randomness inside the model (dropout,
+    stochastic depth) is seeded anew each batch from (seed, batch number, rank), so that a resumed run repeats it.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(schema.Config):
+        """How to train."""
+
+        optim: OptimConfig = field(default_factory=OptimConfig)
+        """optimiser and schedule"""
+        aux_weight: float = 1.0
+        """factor on auxiliary losses that mixers and routers return"""
+
+    def __init__(
+        self, config: Config, model: MultimodalModel, tasks: Mapping[str, TaskConfig], info: DataInfo, *, seed: int = 0
+    ) -> None:
+        """Wire model and tasks; `info` gives class names to the metrics."""
+        super().__init__()
+        if not tasks:
+            raise ConfigError.at("tasks", "none", "at least one task", "Add tasks: {name: {head: …, objective: …}}.")
+        self.config, self.model, self.info, self.seed = config, model, info, seed
+        self.tasks = {name: Task(name, c) for name, c in tasks.items()}
+        self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
+        self.tracker = Tracker(self.tasks, info)
+        self.last_losses: dict[str, Tensor] = {}
+        self.meta: dict[str, Any] = {}
+        self.log_every_steps = 10
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch; parts are kept in `last_losses` and logged every few steps."""
+        number = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed((self.seed * 1_000_003 + number) * 4096 + self.global_rank)
+        ctx = MixerContext(training=True, step=self.global_step)
+        output = self.model(batch, self.trained, ctx)
+        total = torch.zeros((), device=self.device)
+        logged: dict[str, Tensor] = {}
+        for name in self.trained:
+            task = self.tasks[name]
+            state = task.loss(output, batch)
+            loss = self._mean(state)
+            total = total + task.config.weight * loss
+            logged |= {f"train/{name}/{k}": p.mean().detach() for k, p in state.parts.items()}
+            logged[f"train/{name}/loss"] = state.total.mean().detach()
+        for key, value in output.aux.items():
+            total = total + self.config.aux_weight * value
+            logged[f"train/aux/{key}"] = value.detach()
+        logged["train/loss"] = total.detach()
+        self.last_losses = logged
+        if self.global_step % self.log_every_steps == 0:
+            self.log_dict(logged, batch_size=len(batch))
+        return total
+
+    def _mean(self, state: LossState) -> Tensor:
+        """Return this rank's loss such that the average over ranks of its gradient is the global one."""
+        world = self.trainer.world_size
+        if world == 1:
+            return state.mean()
+        count = state.total.count.detach().clone()
+        torch.distributed.all_reduce(count)
+        return state.total.sum * world / count.clamp(min=1.0)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's states."""
+        self.tracker.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Merge a batch into the states."""
+        self.tracker.update(self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Merge the ranks' states, compute, log as `val/…`."""
+        figures, _ = self.tracker.compute(self.model)
+        self.log_dict({f"val/{k}": v for k, v in figures.items()}, rank_zero_only=False, sync_dist=False)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its per-step schedule."""
+        optimizer = build_optimizer(self.model, self.config.optim)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor(s, total, self.config.optim))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move values; masks and indices stay on the host."""
+        return batch.to(device, non_blocking=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep beside the weights what is needed to build the model again."""
+        checkpoint["mmzoo"] = self.meta

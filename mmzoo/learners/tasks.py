@@ -1,0 +1,101 @@
+"""A task: what is predicted from which passes, how it is scored in training and in evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmzoo import schema
+from mmzoo.batch import Batch, DataInfo, ModelOutput, Prediction
+from mmzoo.metrics.base import Metric, MetricContext
+from mmzoo.models.multimodal import JOINT, HeadSpec, MultimodalModel
+from mmzoo.objectives.base import Objective
+from mmzoo.registry import name_of
+from mmzoo.state import LossState
+
+
+@dataclass(kw_only=True)
+class TaskConfig(schema.Config):
+    """One task of a recipe."""
+
+    objective: Any = schema.one("objectives")
+    """what is minimised"""
+    head: Any = schema.maybe("heads")
+    """the head that predicts; null takes the model's head of the same name"""
+    metrics: list[Any] = schema.several("metrics")
+    """what is reported"""
+    passes: list[str] = field(default_factory=list)
+    """passes the head reads; empty: those the objective needs, else every modality by itself"""
+    target: str = ""
+    """label in the data; empty: none (contrast needs none)"""
+    weight: float = 1.0
+    """factor on the task's mean loss; 0 leaves it to the metrics alone"""
+
+    def resolve_passes(self, modalities: tuple[str, ...]) -> list[str]:
+        """Return the passes this task reads in a model of these modalities."""
+        return list(self.passes or self.objective.build().passes(modalities) or modalities)
+
+
+class Task:
+    """A task at work: its objective, and its metrics with what they have seen so far."""
+
+    def __init__(self, name: str, config: TaskConfig) -> None:
+        """Build the parts."""
+        self.name, self.config = name, config
+        self.objective: Objective = config.objective.build()
+        self.metrics: dict[str, Metric] = {}
+        for options in config.metrics:
+            key = name_of("metrics", type(options).owner or Metric)
+            self.metrics[f"{key}{len(self.metrics)}" if key in self.metrics else key] = options.build()
+
+    def loss(self, output: ModelOutput, batch: Batch) -> LossState:
+        """Return the loss state of a batch."""
+        return self.objective(output.predictions[self.name], batch, self.config.target)
+
+    def update(self, states: dict[str, Any], predictions: Mapping[str, Prediction], batch: Batch) -> None:
+        """Merge a batch into the metric states, in place."""
+        for name, metric in self.metrics.items():
+            new = metric.update(predictions, batch, self.config.target)
+            states[name] = metric.merge(states[name], new) if name in states else new
+
+    def compute(
+        self, states: Mapping[str, Any], info: DataInfo, extra: Mapping[str, Any]
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Return the figures and the matrices, both named `task/…`."""
+        figures: dict[str, float] = {}
+        matrices: dict[str, np.ndarray] = {}
+        for name, state in states.items():
+            metric = self.metrics[name]
+            reference = extra.get("reference", {}).get(self.name, {}).get(name)
+            if metric.needs_reference and reference is None:
+                continue
+            vectors: Mapping[str, Tensor] = extra.get("class_vectors", {}).get(self.name, {})
+            if metric.needs_class_vectors and not vectors:
+                continue
+            context = MetricContext(info, self.config.target, vectors, reference)
+            figures |= {f"{self.name}/{k}": v for k, v in metric.compute(state, context).items()}
+            matrices |= {f"{self.name}/{k}": v for k, v in metric.figures(state, context).items()}
+        return figures, matrices
+
+
+def with_heads(config: MultimodalModel.Config, tasks: Mapping[str, TaskConfig]) -> MultimodalModel.Config:
+    """Return the model's options with exactly the heads that the tasks need."""
+    heads: dict[str, HeadSpec] = {}
+    for name, task in tasks.items():
+        passes = task.resolve_passes(tuple(config.modalities))
+        if task.head is not None:
+            heads[name] = HeadSpec(head=task.head, passes=passes, target=task.target)
+        elif name in config.heads:
+            heads[name] = dataclasses.replace(config.heads[name], passes=passes, target=task.target)
+    return dataclasses.replace(config, heads=heads)
+
+
+def modalities_of(tasks: Mapping[str, TaskConfig], modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modalities that at least one task reads, in the model's order."""
+    used = {m for t in tasks.values() for p in t.resolve_passes(modalities) for m in p.split(JOINT)}
+    return tuple(m for m in modalities if m in used)

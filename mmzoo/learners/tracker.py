@@ -1,0 +1,106 @@
+"""Merges losses and metric states over batches and ranks, then computes; shared by validation and `mmzoo eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmzoo.batch import Batch, DataInfo, Prediction
+from mmzoo.errors import ConfigError
+from mmzoo.learners.prompts import class_vectors
+from mmzoo.learners.tasks import Task
+from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.state import LossState, Sum
+
+
+class Tracker:
+    """The states of all tasks over one pass through a split."""
+
+    def __init__(self, tasks: Mapping[str, Task], info: DataInfo) -> None:
+        """Start empty."""
+        self.tasks, self.info = tasks, info
+        self.losses: dict[str, LossState] = {}
+        self.states: dict[str, dict[str, Any]] = {}
+        self.reference: dict[str, dict[str, Any]] = {}
+
+    def reset(self) -> None:
+        """Forget everything but the reference."""
+        self.losses, self.states = {}, {}
+
+    @torch.no_grad()
+    def update(self, model: MultimodalModel, batch: Batch) -> None:
+        """Run the model on a batch and merge its losses and metric states."""
+        output = model(batch, list(self.tasks))
+        for name, task in self.tasks.items():
+            loss = _on_host(task.loss(output, batch))
+            self.losses[name] = self.losses[name].merge(loss) if name in self.losses else loss
+            task.update(self.states.setdefault(name, {}), _predictions(output.predictions[name]), batch)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether some metric compares with the training split."""
+        return any(m.needs_reference for t in self.tasks.values() for m in t.metrics.values())
+
+    def keep_as_reference(self) -> None:
+        """Take the present states as those of the training split, and start anew."""
+        self.reference = {
+            name: {k: s for k, s in self.states.get(name, {}).items() if task.metrics[k].needs_reference}
+            for name, task in self.tasks.items()
+        }
+        self.reset()
+
+    @torch.no_grad()
+    def compute(self, model: MultimodalModel) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Return all figures (`loss`, `task/loss`, `task/metric`) and matrices."""
+        losses, states = self._merged_over_ranks()
+        figures: dict[str, float] = {}
+        matrices: dict[str, np.ndarray] = {}
+        total = 0.0
+        for name, state in losses.items():
+            figures[f"{name}/loss"] = float(state.mean())
+            figures |= {f"{name}/{k}": float(p.mean()) for k, p in state.parts.items()}
+            total += self.tasks[name].config.weight * figures[f"{name}/loss"]
+        figures["loss"] = total
+        extra = {"reference": self.reference, "class_vectors": class_vectors(model, self.tasks, self.info)}
+        for name, task in self.tasks.items():
+            new, drawn = task.compute(states.get(name, {}), self.info, extra)
+            figures |= new
+            matrices |= drawn
+        return figures, matrices
+
+    def _merged_over_ranks(self) -> tuple[dict[str, LossState], dict[str, dict[str, Any]]]:
+        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+            return self.losses, self.states
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, (self.losses, self.states))
+        losses: dict[str, LossState] = {}
+        states: dict[str, dict[str, Any]] = {}
+        for other_losses, other_states in parts:
+            for name, state in other_losses.items():
+                losses[name] = losses[name].merge(state) if name in losses else state
+            for name, entries in other_states.items():
+                merged = states.setdefault(name, {})
+                for key, state in entries.items():
+                    merged[key] = self.tasks[name].metrics[key].merge(merged[key], state) if key in merged else state
+        return losses, states
+
+
+def _on_host(state: LossState) -> LossState:
+    def move(part: Sum) -> Sum:
+        return Sum(part.sum.detach().double().cpu(), part.count.detach().double().cpu())
+
+    return LossState(move(state.total), {k: move(p) for k, p in state.parts.items()})
+
+
+def _predictions(predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
+    return {k: Prediction(p.values.detach().float().cpu(), p.index) for k, p in predictions.items()}
+
+
+def check_split(split: str) -> str:
+    """Return the split's name, or raise where there is none such."""
+    if split not in ("train", "val", "test"):
+        raise ConfigError.at("split", repr(split), "train, val or test", "Name one of them.")
+    return split

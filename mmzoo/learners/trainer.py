@@ -1,0 +1,114 @@
+"""Trainer options and the Lightning Trainer made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from mmzoo import schema
+from mmzoo.errors import ConfigError
+
+
+class Checkpointing(str, Enum):
+    """What is recomputed in backward instead of kept."""
+
+    NONE = "none"
+    BLOCK = "block"
+    FFN = "ffn"
+
+
+@dataclass(kw_only=True)
+class TrainerConfig(schema.Config):
+    """How long, where, how precisely."""
+
+    max_steps: int = -1
+    """optimiser steps; -1: by epochs"""
+    max_epochs: int = -1
+    """passes through the training split; -1: by steps"""
+    max_minutes: float = 0.0
+    """stop after this many minutes of training; 0: no limit"""
+    accelerator: str = "auto"
+    """auto, cpu or gpu"""
+    devices: int = 1
+    """processes (CPU) or GPUs"""
+    strategy: str = "auto"
+    """auto (ddp where devices > 1), ddp, fsdp, or a strategy name of Lightning"""
+    precision: str = "32-true"
+    """32-true, bf16-mixed, 16-mixed or bf16-true"""
+    grad_clip: float = 1.0
+    """largest gradient norm; 0: off"""
+    accumulate: int = 1
+    """batches a step"""
+    val_every_steps: int = 0
+    """steps between validations; 0: after every epoch"""
+    log_every_steps: int = 10
+    """steps between lines of metrics.jsonl"""
+    checkpointing: Checkpointing = Checkpointing.NONE
+    """activation checkpointing in the trunk's blocks"""
+    compile: bool = False
+    """torch.compile the trunk's blocks (GPU; no gain on CPU)"""
+    tensorboard: bool = False
+    """also write TensorBoard event files (extra: log)"""
+    monitor: str = "val/loss"
+    """figure whose best value is kept in checkpoints/best.ckpt"""
+    monitor_mode: str = "min"
+    """min or max"""
+    threads: int = 0
+    """CPU threads of torch; 0: torch's own choice"""
+    deterministic: bool = True
+    """refuse operations without a deterministic algorithm"""
+
+    def __post_init__(self) -> None:
+        """Check that training ends, and the names."""
+        faults: list[str] = []
+        if self.max_steps < 0 and self.max_epochs < 0 and self.max_minutes <= 0:
+            found, do = "no end", "Set trainer.max_steps=1000."
+            faults.append(str(ConfigError.at("trainer", found, "max_steps, max_epochs or max_minutes", do)))
+        if self.monitor_mode not in ("min", "max"):
+            faults.append(str(ConfigError.at("trainer.monitor_mode", self.monitor_mode, "min or max", "Choose one.")))
+        if self.precision not in ("32-true", "bf16-mixed", "16-mixed", "bf16-true"):
+            expected = "32-true, bf16-mixed, 16-mixed or bf16-true"
+            faults.append(str(ConfigError.at("trainer.precision", self.precision, expected, "Choose one.")))
+        if self.devices < 1:
+            faults.append(str(ConfigError.at("trainer.devices", str(self.devices), "at least 1", "Set devices=1.")))
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+
+def build_trainer(config: TrainerConfig, run_dir: Path | None, callbacks: Sequence[pl.Callback], loggers: Any) -> pl.Trainer:
+    """Make the Trainer; data order, restarts and files are mmzoo's own, so Lightning's are switched off."""
+    minutes = config.max_minutes
+    return pl.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=_strategy(config),
+        precision=config.precision,  # pyright: ignore[reportArgumentType] checked in TrainerConfig
+        max_steps=config.max_steps,
+        max_epochs=config.max_epochs if config.max_epochs > 0 else -1,
+        max_time={"seconds": minutes * 60} if minutes > 0 else None,
+        gradient_clip_val=config.grad_clip or None,
+        accumulate_grad_batches=config.accumulate,
+        val_check_interval=config.val_every_steps * config.accumulate or None,
+        check_val_every_n_epoch=None if config.val_every_steps else 1,
+        log_every_n_steps=config.log_every_steps,
+        default_root_dir=str(run_dir) if run_dir else None,
+        logger=loggers or False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        deterministic="warn" if config.deterministic else False,
+    )
+
+
+def _strategy(config: TrainerConfig) -> str:
+    if config.strategy in ("auto", "ddp") and config.devices > 1:
+        return "ddp_find_unused_parameters_true"  # a rank's batch may lack a modality that another's has
+    return config.strategy

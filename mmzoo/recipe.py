@@ -1,0 +1,141 @@
+"""Where everything meets: a recipe is the whole tree of options, and five lines build what it says."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from mmzoo import compose, schema, zoo
+from mmzoo.batch import DataInfo
+from mmzoo.datamodules.base import DataModule
+from mmzoo.errors import ConfigError
+from mmzoo.learners.multitask import MultitaskLearner
+from mmzoo.learners.tasks import TaskConfig, modalities_of, with_heads
+from mmzoo.learners.trainer import TrainerConfig, build_trainer
+from mmzoo.models.multimodal import MultimodalModel
+
+
+class Resume(str, Enum):
+    """What to do where a run already exists."""
+
+    NEVER = "never"
+    AUTO = "auto"
+
+
+@dataclass(kw_only=True)
+class RecipeConfig(schema.Config):
+    """The whole tree."""
+
+    name: str = "recipe"
+    """names the run folder"""
+    seed: int = 0
+    """of weights, data order, augmentation and everything random"""
+    model: MultimodalModel.Config = field(default_factory=MultimodalModel.Config)
+    """adapters and trunk; heads come from the tasks"""
+    data: Any = schema.one("datamodules")
+    """where samples come from"""
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """task name -> head, objective, metrics"""
+    learner: Any = schema.one("learners", "multitask")
+    """how to train"""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """how long, where, how precisely"""
+    init_from: str = ""
+    """run, checkpoint or model name whose weights to start from; heads whose shapes differ start anew, said aloud"""
+    resume: Resume = Resume.NEVER
+    """auto: continue the run folder's last checkpoint"""
+    overwrite: bool = False
+    """replace an existing run folder"""
+    runs_root: str = "runs"
+    """folder of run folders"""
+    run_dir: str = ""
+    """run folder; empty: <runs_root>/<name>/<time>[_tag]"""
+    tag: str = ""
+    """ending of the run folder's name"""
+    plugins: list[str] = field(default_factory=list)
+    """modules to import first, whose tables extend mmzoo's"""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe builds, and the options with everything left open filled in."""
+
+    config: RecipeConfig
+    model: MultimodalModel
+    datamodule: DataModule
+    learner: MultitaskLearner
+    trainer: pl.Trainer
+    info: DataInfo
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> RecipeConfig:
+    """Compose a recipe by name or file, with overrides, and check it whole."""
+    tree = compose.compose(RecipeConfig, name, overrides)
+    for plugin in tree.get("plugins", []):
+        importlib.import_module(plugin)
+    return schema.parse(RecipeConfig, tree)
+
+
+def from_dict(tree: dict[str, Any]) -> RecipeConfig:
+    """Check a resolved tree, such as the config.yaml of a run."""
+    return schema.parse(RecipeConfig, tree)
+
+
+def build(
+    config: RecipeConfig, run_dir: Path | None = None, callbacks: Sequence[pl.Callback] = (), loggers: Any = None
+) -> Built:
+    """Build data, model, learner and trainer of a recipe."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    torch.manual_seed(config.seed)
+    options = with_heads(config.model, config.tasks)
+    used = modalities_of(config.tasks, tuple(options.modalities))
+    datamodule: DataModule = config.data.build(
+        {m: c.preprocess.build() for m, c in options.modalities.items() if m in used}, seed=config.seed
+    )
+    info = datamodule.info()
+    _check(config, options, used, info)
+    options = MultimodalModel.resolve(options, info)
+    model = MultimodalModel(options)
+    learner: MultitaskLearner = config.learner.build(model, config.tasks, info, seed=config.seed)
+    learner.log_every_steps = config.trainer.log_every_steps
+    if config.init_from:
+        zoo.start_from(model, config.init_from)
+    _prepare_trunk(model, config.trainer)
+    trainer = build_trainer(config.trainer, run_dir, callbacks, loggers)
+    config.model = options
+    learner.meta = zoo.describe(model, info, config.to_dict())
+    return Built(config, model, datamodule, learner, trainer, info)
+
+
+def _prepare_trunk(model: MultimodalModel, config: TrainerConfig) -> None:
+    model.trunk.set_checkpointing(config.checkpointing.value)
+    if config.compile:
+        model.trunk.compile_blocks()
+
+
+def _check(config: RecipeConfig, options: MultimodalModel.Config, used: tuple[str, ...], info: DataInfo) -> None:
+    """Raise one error that lists every modality and label that the tasks want and the data lack."""
+    faults: list[str] = []
+    missing = [m for m in used if m not in info.modalities]
+    if missing:
+        found, do = f"no {', '.join(missing)} in the data", f"Use ~tasks.NAME or data that has {missing[0]}."
+        faults.append(str(ConfigError.at("data", found, f"modalities {', '.join(used)}", do)))
+    for name, task in config.tasks.items():
+        if name not in options.heads:
+            do = f"Set tasks.{name}.head or model.heads.{name}."
+            faults.append(str(ConfigError.at(f"tasks.{name}", "no head", "a head", do)))
+        if task.target and task.target not in info.labels:
+            known = ", ".join(info.labels) or "none"
+            do = f"The data have: {known}."
+            faults.append(str(ConfigError.at(f"tasks.{name}.target", f"no label {task.target!r}", "a label of the data", do)))
+    if faults:
+        raise ConfigError("\n".join(faults))
+

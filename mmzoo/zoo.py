@@ -1,0 +1,131 @@
+"""Models by name or by path, in one call: `create_model`, `load`, `list_models`; and their export."""
+
+from __future__ import annotations
+
+import logging
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from mmzoo import __version__, compose, schema
+from mmzoo.batch import DataInfo
+from mmzoo.checkpoints import files
+from mmzoo.errors import CheckpointError, close_matches
+from mmzoo.models.multimodal import MultimodalModel
+
+log = logging.getLogger(__name__)
+SHIPPED = Path(__file__).parent / "weights"
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of the model presets that match a shell pattern."""
+    return [name for name in compose.list_configs("model") if fnmatch(name, pattern)]
+
+
+def create_model(name: str, *, pretrained: bool | None = None, info: DataInfo | None = None) -> MultimodalModel:
+    """Build a preset by name, in evaluation mode.
+
+    `pretrained=None` takes shipped weights where there are some and random ones (said in the log) elsewhere; True
+    demands them; False gives random weights. `info` fills what depends on data (fMRI subjects, classes).
+    """
+    shipped = SHIPPED / name
+    has_weights = (shipped / files.WEIGHTS).is_file()
+    if pretrained and not has_weights:
+        known = [p.name for p in SHIPPED.iterdir()] if SHIPPED.is_dir() else []
+        do = close_matches(name, known) + " Or give pretrained=False."
+        raise CheckpointError.at(f"model {name}", "no shipped weights", "a model with weights", do)
+    if has_weights and pretrained is not False:
+        return load(shipped)
+    if pretrained is None:
+        log.warning("model %s: no shipped weights, so these are random", name)
+    return MultimodalModel(MultimodalModel.resolve(preset(name), info or DataInfo())).eval()
+
+
+def preset(name: str) -> MultimodalModel.Config:
+    """Return the options of a model preset."""
+    tree = OmegaConf.to_container(compose.read(compose.find("model", name), "model"), resolve=True)
+    return schema.parse(MultimodalModel.Config, tree if isinstance(tree, dict) else {}, f"model {name}")  # pyright: ignore[reportArgumentType] keys are text
+
+
+def load(source: str | Path) -> MultimodalModel:
+    """Load a model in evaluation mode from a run, an export folder, a .ckpt file or the name of shipped weights."""
+    return load_with_config(source)[0]
+
+
+def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any]]:
+    """Like `load`, with the config saved beside the weights (model, recipe, labels, subjects, versions)."""
+    config, state = read_source(source)
+    model = MultimodalModel(schema.parse(MultimodalModel.Config, config["model"], "model"))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        found = f"{len(missing)} missing and {len(unexpected)} unexpected tensors ({', '.join([*missing, *unexpected][:4])}…)"
+        raise CheckpointError.at(str(source), found, "exactly the model's tensors", "Load it with the version that wrote it.")
+    return model.eval(), config
+
+
+def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return config and weights of whatever `source` names: a run, an export folder, a .ckpt file, shipped weights."""
+    path = Path(source)
+    if path.is_dir():
+        folder = path / "export" if (path / "export").is_dir() else path
+        if (folder / files.WEIGHTS).is_file():
+            return files.read_export(folder)
+        for name in ("best.ckpt", "last.ckpt"):
+            if (path / "checkpoints" / name).is_file():
+                return _from_checkpoint(path / "checkpoints" / name)
+        expected = "export/model.safetensors or checkpoints/*.ckpt"
+        raise CheckpointError.at(str(source), "a folder without weights", expected, "Finish or resume the run.")
+    if path.is_file():
+        return _from_checkpoint(path)
+    if (SHIPPED / str(source) / files.WEIGHTS).is_file():
+        return files.read_export(SHIPPED / str(source))
+    known = [p.name for p in SHIPPED.iterdir()] if SHIPPED.is_dir() else []
+    expected = "a run folder, an export folder, a .ckpt file or a model with shipped weights"
+    raise CheckpointError.at(str(source), "no such thing", expected, close_matches(str(source), known))
+
+
+def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    checkpoint = files.read_checkpoint(path)
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    return checkpoint["mmzoo"], state
+
+
+def describe(model: MultimodalModel, info: DataInfo, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what is saved beside the weights: everything needed to build, feed and read the model again."""
+    options = model.config.to_dict()
+    return {
+        "architecture": "MultimodalModel",
+        "mmzoo_version": __version__,
+        "modalities": list(model.modalities),
+        "model": options,
+        "preprocessing": {m: c.preprocess.to_dict() for m, c in model.config.modalities.items()},
+        "labels": {k: list(v) for k, v in info.labels.items()},
+        "subjects": dict(info.subjects),
+        "parameters": model.num_params(),
+        "recipe": recipe,
+    }
+
+
+def export(model: MultimodalModel, folder: Path, config: dict[str, Any]) -> Path:
+    """Write `model.safetensors` and `config.json`."""
+    return files.write_export(folder, model.state_dict(), config)
+
+
+def start_from(model: MultimodalModel, source: str | Path) -> dict[str, list[str]]:
+    """Load into `model` every tensor of `source` that fits; return what did not, and say it in the log.
+
+    Tensors of another shape (a head with other classes) keep their fresh values.
+    """
+    _, state = read_source(source)
+    fitting, report = files.fit_state(state, model.state_dict())
+    if not fitting:
+        raise CheckpointError.at(str(source), "no tensor fits", "weights of a like model", "Check model=… and init_from=….")
+    model.load_state_dict(fitting, strict=False)
+    log.info("init_from %s: %d of %d tensors taken", source, len(fitting), len(model.state_dict()))
+    for kind, names in report.items():
+        if names:
+            log.info("init_from: %s (%d): %s", kind, len(names), ", ".join(names[:12]) + (" …" if len(names) > 12 else ""))
+    return report
