@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from mmzoo.datamodules.base import DataModule
+from mmzoo.batch import Batch
 from mmzoo.learners.multitask import MultitaskLearner
 from mmzoo.learners.tracker import check_split
 
@@ -23,9 +24,17 @@ class Evaluation:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+class HasLoaders(Protocol):
+    """Whatever hands out batches by split: every datamodule does."""
+
+    def loader(self, split: str) -> Iterable[Batch]:
+        """Return the batches of a split."""
+        ...
+
+
 @torch.no_grad()
 def evaluate(
-    learner: MultitaskLearner, datamodule: DataModule, split: str, progress: Callable[[int], None] | None = None
+    learner: MultitaskLearner, datamodule: HasLoaders, split: str, progress: Callable[[int], None] | None = None
 ) -> Evaluation:
     """Evaluate on one device; kNN and probes first see the training split. `progress` hears the samples done."""
     model, tracker = learner.model, learner.tracker
