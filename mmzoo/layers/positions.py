@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmzoo.errors import ConfigError
+from mmzoo.layers.splines import spline_matrix
 
 NUM_CLS_ENTRIES = 3
 """Entries at the end of every relative table: CLS as query, CLS as key, CLS with CLS."""
@@ -52,50 +53,44 @@ class SizeCache:
         return type(self), ()
 
 
-class TableCache(SizeCache):
-    """Remembers what was computed from a table, as long as the table stays the same.
+class TableModule(nn.Module):
+    """A module around one table that remembers what it computed from the table, as long as that cannot
+    change.
 
-    Why: in evaluation a table never changes, so resizing or gathering it again for every batch is waste.
-    While it is being trained nothing is remembered, since the gradient needs a fresh graph each time.
-    A result is good for one identity, version counter, address, dtype and device of the table. Writing
-    through `table.data` escapes the version counter, so the owner calls `clear` when its mode changes.
+    Why: in evaluation resizing or gathering a table again for every batch is waste; while the table is being
+    trained every forward needs a fresh value, and a fresh graph where gradients flow.
+    A result is good for one identity, version counter, address, dtype and device of the table. Fused
+    optimisers and writes through `.data` escape the version counter, so everything is forgotten too when the
+    mode changes or a forward builds a graph.
     """
-
-    def __init__(self) -> None:
-        """Start empty."""
-        super().__init__()
-        self._table: Tensor | None = None
-        self._stamp: tuple[Any, ...] = ()
-
-    def of(self, table: Tensor, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """Return `compute()`, from memory where the table is as it was and no gradient is asked for."""
-        if (
-            (torch.is_grad_enabled() and table.requires_grad)
-            or torch.compiler.is_compiling()
-            or table.is_inference()
-        ):
-            return compute()
-        stamp = (table._version, table.data_ptr(), table.dtype, table.device)
-        if table is not self._table or stamp != self._stamp:
-            self.clear()
-            self._table, self._stamp = table, stamp
-        return self.get(key, compute)
-
-
-class _TableModule(nn.Module):
-    """A module around one table; what it remembers of the table is forgotten whenever the mode changes."""
 
     table: nn.Parameter
 
     def __init__(self) -> None:
+        """Start with nothing remembered."""
         super().__init__()
-        self._results, self._indices = TableCache(), SizeCache()
+        self._results, self._indices = SizeCache(), SizeCache()
+        self._stamp: tuple[Any, ...] = ()
 
     def train(self, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 torch's signature
+        """Switch the mode and forget what was computed from the table."""
         self._results.clear()
         return super().train(mode)
 
-    def _gather(self, key: tuple[int, ...], index: Callable[[], Tensor]) -> Tensor:
+    def remembered(self, key: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """Return `compute()`, from memory where the table is as it was and is not being trained."""
+        table = self.table
+        trained = table.requires_grad and (self.training or torch.is_grad_enabled())
+        if trained or table.is_inference() or torch.compiler.is_compiling():
+            self._results.clear()
+            return compute()
+        stamp = (id(table), table._version, table.data_ptr(), table.dtype, table.device)
+        if stamp != self._stamp:
+            self._results.clear()
+            self._stamp = stamp
+        return self._results.get(key, compute)
+
+    def gathered(self, key: tuple[int, ...], index: Callable[[], Tensor]) -> Tensor:
         """Return table[index] as [1 h n n]; gathering along the head-major table is fastest on CPU."""
         device = self.table.device
         rows = self._indices.get((key, device), lambda: index().to(device))
@@ -103,10 +98,10 @@ class _TableModule(nn.Module):
         def gather() -> Tensor:
             return self.table.t().index_select(1, rows.flatten()).unflatten(1, rows.shape)[None]
 
-        return self._results.of(self.table, key, gather)
+        return self.remembered(key, gather)
 
 
-class GridPositions(_TableModule):
+class GridPositions(TableModule):
     """Learned absolute positions of a CLS token and a `size` x `size` grid, resized to the grid asked for.
 
     Why: one table serves every image size, rectangular ones included; at its own size it is read as it is.
@@ -127,10 +122,10 @@ class GridPositions(_TableModule):
         """Return the positions of CLS and of a `rows` x `cols` grid."""
         if (rows, cols) == (self.size, self.size):
             return self.table
-        return self._results.of(self.table, (rows, cols), lambda: resize_grid(self.table, rows, cols))
+        return self.remembered((rows, cols), lambda: resize_grid(self.table, rows, cols))
 
 
-class RelativeBias1d(_TableModule):
+class RelativeBias1d(TableModule):
     """Bucketed 1-D relative position bias: exact for near tokens, logarithmic for far ones.
 
     Shape: table (2 * num_buckets - 1 + 3, h), zero at the start; forward(n), CLS counted, gives (1, h, n, n).
@@ -154,10 +149,10 @@ class RelativeBias1d(_TableModule):
 
     def forward(self, n: int) -> Float[Tensor, "1 h n n"]:
         """Return the bias of `n` positions, CLS the first of them."""
-        return self._gather((n,), lambda: self.index(n))
+        return self.gathered((n,), lambda: self.index(n))
 
 
-class RelativeBias2d(_TableModule):
+class RelativeBias2d(TableModule):
     """2-D relative position bias of an image grid, square or rectangular.
 
     Why: ONE-PEACE fixes the grid to `size` x `size`; its index depends on row and column offsets only, so it
@@ -186,7 +181,7 @@ class RelativeBias2d(_TableModule):
 
     def forward(self, rows: int, cols: int) -> Float[Tensor, "1 h n n"]:
         """Return the bias of CLS and a `rows` x `cols` grid."""
-        return self._gather((rows, cols), lambda: self.index(rows, cols))
+        return self.gathered((rows, cols), lambda: self.index(rows, cols))
 
 
 def token_buckets(num_buckets: int, max_positions: int) -> Int[Tensor, " m"]:
@@ -221,6 +216,46 @@ def resize_grid(table: Float[Tensor, "m d"], rows: int, cols: int) -> Float[Tens
     grid = table[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]
     resized = F.interpolate(grid, size=(rows, cols), mode="bicubic", align_corners=False)[0]
     return torch.cat([table[:1], resized.flatten(1).t().to(table.dtype)])
+
+
+def resize_relative_table(table: Float[Tensor, "m h"], size: int) -> Float[Tensor, "n h"]:
+    """Fit the table of a `RelativeBias2d` to another `size`, for loading weights trained on a smaller or
+    larger grid.
+
+    Math: larger: the old offsets are spread to 0, ±1, ±(1 + q), ±(1 + q + q^2) …, with q such that they reach
+    the new border (see `_spread`), and a cubic spline through them is read at the whole offsets of the new
+    grid, along both axes; near offsets keep their values almost exactly. Smaller: offsets that no longer
+    occur are cut away. The CLS entries are copied.
+    Ref: ONE-PEACE's checkpoint loader (after BEiT), which grows tables and refuses to shrink them.
+    """
+    side, new_side = math.isqrt(table.shape[0] - NUM_CLS_ENTRIES), 2 * size - 1
+    inner, cls_entries = table[: side * side].unflatten(0, (side, side)), table[side * side :]
+    if new_side > side:
+        reach = new_side // 2
+        offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        weights = spline_matrix(_spread(side // 2, reach), offsets)
+        grown = torch.einsum("ay,bx,yxh->abh", weights, weights, inner.detach().double().cpu())
+        inner = grown.to(table)
+    elif new_side < side:
+        cut = (side - new_side) // 2
+        inner = inner[cut : side - cut, cut : side - cut]
+    return torch.cat([inner.flatten(0, 1), cls_entries])
+
+
+def _spread(reach: int, new_reach: int) -> Float[Tensor, " n"]:
+    """Return the offsets -reach … reach moved apart in a geometric sequence whose sum comes nearest
+    `new_reach`.
+
+    Math: q in [1.01, 1.5] by bisection to 1e-6, from (1 - q^reach) / (1 - q) = new_reach.
+    """
+    low, high = 1.01, 1.5
+    q = high
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (1 - q**reach) / (1 - q) > new_reach else (q, high)
+    steps = torch.tensor([q**i for i in range(reach)], dtype=torch.float64)
+    offsets = steps.cumsum(0)
+    return torch.cat([-offsets.flip(0), torch.zeros(1, dtype=torch.float64), offsets])
 
 
 def _mark_cls(index: Tensor, entries: int) -> Tensor:
