@@ -1,8 +1,9 @@
-"""The nouns: what travels between the rooms. Absence is explicit everywhere; nothing stands in for what is missing.
+"""The nouns: what travels between the rooms. Absence is explicit everywhere; nothing stands in for what is
+missing.
 
 Axis letters: b samples, k rows (the samples that have a modality), n tokens, d width.
-Masks and indices are *host* tensors (they stay on the CPU whatever the device of the values): the packed plan is built
-from them without waiting for the device. True always means real.
+Masks and indices are *host* tensors (they stay on the CPU whatever the device of the values): the packed
+plan is built from them without waiting for the device. True always means real.
 """
 
 from __future__ import annotations
@@ -23,39 +24,49 @@ from mmzoo.errors import ShapeError
 class Item:
     """One modality of one sample, preprocessed: `values` without a batch axis.
 
-    Shape: image (c h w) float; audio (t) float; text (n) int; fmri (voxels) float; skeleton (c t v p) float with
-    `valid` (t v p). `subject` names whose scan it is, for modalities that need it.
+    Shape: image (c h w) float; audio (t) float; text (n) int; fmri (voxels) float; skeleton (c t v p) float
+    with `valid` (t v p). `subject` names whose scan it is, for modalities that need it.
     """
 
-    values: Shaped[Tensor, "..."]
-    valid: Bool[Tensor, "..."] | None = None
+    values: Shaped[Tensor, ...]
+    valid: Bool[Tensor, ...] | None = None
     subject: str | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: an id that survives to the outputs, the modalities it has, and the labels it has."""
+    """One sample: an id that survives to the outputs, the modalities it has, and the labels it has.
+
+    `source` names the data set it comes from where several are mixed.
+    """
 
     id: str
     inputs: Mapping[str, Item] = field(default_factory=dict)
-    targets: Mapping[str, Shaped[Tensor, "..."]] = field(default_factory=dict)
+    targets: Mapping[str, Shaped[Tensor, ...]] = field(default_factory=dict)
+    source: str = ""
 
     def validate(self) -> Sample:
         """Raise ShapeError where a value is not finite or a mask does not fit; return self."""
         if not self.inputs:
-            raise ShapeError.at(f"sample {self.id}", "no modality", "at least one", "Drop the sample instead.")
+            raise ShapeError.at(
+                f"sample {self.id}", "no modality", "at least one", "Drop the sample instead."
+            )
         for name, item in self.inputs.items():
             _check_finite(f"sample {self.id}/{name}", item.values)
             tail = tuple(item.values.shape[-item.valid.ndim :]) if item.valid is not None else None
             if item.valid is not None and tuple(item.valid.shape) != tail:
                 found = f"mask {tuple(item.valid.shape)} on values {tuple(item.values.shape)}"
-                raise ShapeError.at(f"sample {self.id}/{name}", found, "the trailing axes", "Mend the Preprocess.")
+                raise ShapeError.at(
+                    f"sample {self.id}/{name}", found, "the trailing axes", "Mend the Preprocess."
+                )
         return self
 
     def to(self, device: torch.device | str) -> Sample:
         """Copy with all values on `device`; masks stay on the host."""
         inputs = {m: dataclasses.replace(i, values=i.values.to(device)) for m, i in self.inputs.items()}
-        return dataclasses.replace(self, inputs=inputs, targets={k: t.to(device) for k, t in self.targets.items()})
+        return dataclasses.replace(
+            self, inputs=inputs, targets={k: t.to(device) for k, t in self.targets.items()}
+        )
 
     def __repr__(self) -> str:
         """Show shapes, not numbers."""
@@ -84,14 +95,20 @@ class ModalityInput:
 
     @staticmethod
     def stack(items: Sequence[Item], index: Int[Tensor, " k"]) -> ModalityInput:
-        """Pad items at the end of each axis to the largest extent and stack them; `index` their samples, ascending."""
-        sizes = torch.tensor([tuple(i.values.shape) for i in items], dtype=torch.int64).reshape(len(items), -1)
+        """Pad items at the end of each axis to the largest extent and stack them; `index` their samples,
+        ascending."""
+        sizes = torch.tensor([tuple(i.values.shape) for i in items], dtype=torch.int64).reshape(
+            len(items), -1
+        )
         extent = [int(n) for n in sizes.amax(dim=0)]
         same = bool((sizes == sizes[:1]).all())
         values = torch.stack([i.values if same else _pad(i.values, extent) for i in items])
         valid = None
         if any(i.valid is not None for i in items):
-            masks = [torch.ones(i.values.shape[1:], dtype=torch.bool) if i.valid is None else i.valid for i in items]
+            masks = [
+                torch.ones(i.values.shape[1:], dtype=torch.bool) if i.valid is None else i.valid
+                for i in items
+            ]
             valid = torch.stack([_pad(m, extent[len(extent) - m.ndim :]) for m in masks])
         named = all(i.subject is not None for i in items)
         subjects = tuple(str(i.subject) for i in items) if named else None
@@ -110,8 +127,8 @@ class Target:
 class Batch:
     """What a datamodule yields and a model reads; the only wire format.
 
-    `inputs` holds a key for each modality that at least one sample has; `source` names the data set of each sample
-    where several are mixed.
+    `inputs` holds a key for each modality that at least one sample has; `source` names the data set of each
+    sample where several are mixed.
     """
 
     ids: tuple[str, ...]
@@ -149,7 +166,9 @@ class Batch:
         """Raise ShapeError where rows, indices, sizes and masks disagree; return self."""
         size = len(self.ids)
         if len(set(self.ids)) != size:
-            raise ShapeError.at("batch.ids", "an id twice", "each sample once", "Mend the sampler or the ids.")
+            raise ShapeError.at(
+                "batch.ids", "an id twice", "each sample once", "Mend the sampler or the ids."
+            )
         for name, part in self.inputs.items():
             where = f"batch.inputs.{name}"
             _check_index(where, part.index, len(part), size)
@@ -175,10 +194,10 @@ class Batch:
 class TokenSequence:
     """What an adapter emits and a head reads.
 
-    Shape: tokens (k n d), rows right-padded or with holes; valid (k n) host mask, True = real; index (k) host, the
-    sample of each row. grids: per row the grid (rows, cols), (frames, joints, persons), … that the tokens after the
-    `num_prefix` leading ones (CLS) lie on, row-major, or None. biases: additive attention logits (1 or k, h, n, n);
-    none = (), one for all layers, or one a layer.
+    Shape: tokens (k n d), rows right-padded or with holes; valid (k n) host mask, True = real; index (k)
+    host, the sample of each row. grids: per row the grid (rows, cols), (frames, joints, persons), … that
+    the tokens after the `num_prefix` leading ones (CLS) lie on, row-major, or None. biases: additive
+    attention logits (1 or k, h, n, n); none = (), one for all layers, or one a layer.
     """
 
     tokens: Float[Tensor, "k n d"]
@@ -200,7 +219,8 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head gives for one pass: values (k, ...) and the sample of each row; `scale` is a contrastive head's."""
+    """What a head gives for one pass: values (k, ...) and the sample of each row; `scale` is a contrastive
+    head's."""
 
     values: Float[Tensor, "k ..."]
     index: Int[Tensor, " k"]
@@ -210,7 +230,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """The model's answer: `predictions[task][pass]`; a pass is `image`, or `image+text` for a joint sequence."""
+    """The model's answer: `predictions[task][pass]`; a pass is `image`, or `image+text` for a joint
+    sequence."""
 
     predictions: Mapping[str, Mapping[str, Prediction]]
     aux: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
@@ -221,8 +242,8 @@ class ModelOutput:
 class DataInfo:
     """What a data set says of itself before a model is built.
 
-    labels: target name -> class names in index order; subjects: fMRI subject -> number of voxels; modalities: the
-    input names it yields; counts: split -> number of samples.
+    labels: target name -> class names in index order; subjects: fMRI subject -> number of voxels;
+    modalities: the input names it yields; counts: split -> number of samples.
     """
 
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -252,4 +273,6 @@ def _check_index(where: str, index: Tensor, rows: int, size: int) -> None:
     if index.shape != (rows,):
         raise ShapeError.at(where, f"index {tuple(index.shape)}", f"({rows},)", "Use collate().")
     if rows and (int(index.min()) < 0 or int(index.max()) >= size or bool((index[1:] <= index[:-1]).any())):
-        raise ShapeError.at(where, f"index {index.tolist()[:8]}", f"ascending in 0..{size - 1}", "Use collate().")
+        raise ShapeError.at(
+            where, f"index {index.tolist()[:8]}", f"ascending in 0..{size - 1}", "Use collate()."
+        )

@@ -1,9 +1,10 @@
-"""From a recipe's name and command-line overrides to one plain tree: find, merge `base`, override in order, resolve.
+"""From a recipe's name and command-line overrides to one plain tree: find, merge `base`, override in order,
+resolve.
 
-Names are searched in `./configs`, `$MMZOO_CONFIG_DIR` and the package, in groups `recipe`, `model`, `data`, `trainer`.
-A recipe's `base: [model/x, data/y, recipe/z]` is merged in order, then the file itself; a group file's content stands
-under the group's key. Overrides: `a.b=1` must exist, `+a.b=1` adds, `++a.b=1` sets or adds, `~a.b` deletes,
-`data=cifar10` chooses a group file.
+Names are searched in `./configs`, `$MMZOO_CONFIG_DIR` and the package, in groups `recipe`, `model`, `data`,
+`trainer`. A recipe's `base: [model/x, data/y, recipe/z]` is merged in order, then the file itself; a group
+file's content stands under the group's key. Overrides: `a.b=1` must exist, `+a.b=1` adds, `++a.b=1` sets or
+adds, `~a.b` deletes, `data=cifar10` chooses a group file.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def read(path: Path, group: str, seen: tuple[Path, ...] = ()) -> DictConfig:
         other, _, name = str(base).partition("/")
         if other not in GROUPS or not name or (group != "recipe" and other != group):
             groups = " or ".join(f"{g}/NAME" for g in (GROUPS if group == "recipe" else (group,)))
-            raise ConfigError.at(f"{path}: base", repr(base), groups, "Write e.g. base: [model/five_senses_tiny].")
+            raise ConfigError.at(
+                f"{path}: base", repr(base), groups, "Write e.g. base: [model/five_senses_tiny]."
+            )
         below = read(find(other, name, f"{path}: base"), other, (*seen, path))
         nested = below if other in ("recipe", group) else OmegaConf.create({other: below})
         merged = _merge(merged, nested)
@@ -52,13 +55,14 @@ def read(path: Path, group: str, seen: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def compose(cls: type[schema.Config], name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the plain, resolved tree of recipe `name` with overrides applied; `cls` is the schema they must fit."""
+    """Return the plain, resolved tree of recipe `name` with overrides applied; `cls` is the schema they must
+    fit."""
     tree = read(find("recipe", name), "recipe")
     faults: list[str] = []
     for text in overrides:
         try:
             _apply(cls, tree, text)
-        except MmzooError as error:
+        except MmzooError as error:  # noqa: PERF203 all faults at once
             faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
@@ -66,13 +70,16 @@ def compose(cls: type[schema.Config], name: str, overrides: Sequence[str] = ()) 
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         line = str(error).splitlines()[0]
-        raise ConfigError.at(f"recipe {name}", f"cannot resolve: {line}", "known keys in ${…}", "Mend the YAML.") from error
+        raise ConfigError.at(
+            f"recipe {name}", f"cannot resolve: {line}", "known keys in ${…}", "Mend the YAML."
+        ) from error
     return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
 
 
 def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
-    """Merge two trees; where `above` changes a `type`, the options below it belong to another class and go."""
-    for key in above:
+    """Merge two trees; where `above` changes a `type`, the options below it belong to another class and
+    go."""
+    for key in map(str, above):
         if OmegaConf.is_interpolation(above, key) or OmegaConf.is_missing(above, key):
             continue
         old, new = below.get(key) if not OmegaConf.is_interpolation(below, key) else None, above[key]
@@ -83,7 +90,7 @@ def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
                 below[key] = _merge(old, new)
             continue
         below[key] = new
-    for key in above:
+    for key in map(str, above):
         if OmegaConf.is_interpolation(above, key):
             below._set_item_impl(key, above._get_node(key))  # pyright: ignore[reportArgumentType] keeps it unresolved
     return below
@@ -95,7 +102,9 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     key, equals, value = text[len(mark) :].partition("=")
     key = re.sub(r"\[(\d+)\]", r".\1", key.strip())
     if not key or (not equals and mark != "~"):
-        raise ConfigError.at(f"override {text!r}", "no key=value", "key=value, +key=value or ~key", "Add what to set.")
+        raise ConfigError.at(
+            f"override {text!r}", "no key=value", "key=value, +key=value or ~key", "Add what to set."
+        )
     if mark == "~":
         return mark, key, None
     if value in ("None", "none"):
@@ -107,11 +116,16 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         line = str(error).splitlines()[0]
         do = "Quote it for your shell."
-        raise ConfigError.at(f"override {text!r}", f"value is not YAML ({line})", "a YAML value", do) from error
+        raise ConfigError.at(
+            f"override {text!r}", f"value is not YAML ({line})", "a YAML value", do
+        ) from error
 
 
 def _yaml(value: str) -> Any:
-    return OmegaConf.create(f"v: {value}").get("v") if value.strip() and not value.startswith("${") else value
+    if not value.strip() or value.startswith("${"):
+        return value
+    made = OmegaConf.create(f"v: {value}")
+    return made["v"] if isinstance(made, DictConfig) else value
 
 
 def _apply(cls: type[schema.Config], tree: DictConfig, text: str) -> None:
@@ -136,7 +150,9 @@ def _delete(tree: DictConfig, keys: list[str], text: str) -> None:
     if not isinstance(parent, DictConfig) or keys[-1] not in parent:
         known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
         do = close_matches(keys[-1], known)
-        raise ConfigError.at(f"override {text!r}", "nothing there to delete", "a key that the recipe sets", do)
+        raise ConfigError.at(
+            f"override {text!r}", "nothing there to delete", "a key that the recipe sets", do
+        )
     del parent[keys[-1]]
 
 
@@ -148,5 +164,5 @@ def _prune(cls: type[schema.Config], tree: DictConfig, keys: list[str]) -> None:
     for name in [str(k) for k in node if k != "type"]:
         try:
             schema.check_path(cls, OmegaConf.to_container(tree, resolve=False), [*keys, name])
-        except ConfigError:
+        except ConfigError:  # noqa: PERF203 a handful of keys
             del node[name]

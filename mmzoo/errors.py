@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 
 class MmzooError(Exception):
-    """Base of all errors that are the user's to mend; the command line prints the line and exits with `exit_code`."""
+    """Base of all errors that are the user's to mend; the command line prints the line and exits with
+    `exit_code`."""
 
     exit_code = 2
 
@@ -34,7 +35,8 @@ class ShapeError(MmzooError):
 
 
 def close_matches(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Say which of the known names resemble `name`, else list them all, as a sentence to end an error with."""
+    """Say which of the known names resemble `name`, else list them all, as a sentence to end an error
+    with."""
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     if near:

@@ -48,7 +48,8 @@ class RecipeConfig(schema.Config):
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """how long, where, how precisely"""
     init_from: str = ""
-    """run, checkpoint or model name whose weights to start from; heads whose shapes differ start anew, said aloud"""
+    """run, checkpoint or model name whose weights to start from; heads whose shapes differ start anew, said
+    aloud"""
     resume: Resume = Resume.NEVER
     """auto: continue the run folder's last checkpoint"""
     overwrite: bool = False
@@ -89,7 +90,10 @@ def from_dict(tree: dict[str, Any]) -> RecipeConfig:
 
 
 def build(
-    config: RecipeConfig, run_dir: Path | None = None, callbacks: Sequence[pl.Callback] = (), loggers: Any = None
+    config: RecipeConfig,
+    run_dir: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    loggers: Any = None,
 ) -> Built:
     """Build data, model, learner and trainer of a recipe."""
     if config.trainer.threads:
@@ -121,7 +125,9 @@ def _prepare_trunk(model: MultimodalModel, config: TrainerConfig) -> None:
         model.trunk.compile_blocks()
 
 
-def _check(config: RecipeConfig, options: MultimodalModel.Config, used: tuple[str, ...], info: DataInfo) -> None:
+def _check(
+    config: RecipeConfig, options: MultimodalModel.Config, used: tuple[str, ...], info: DataInfo
+) -> None:
     """Raise one error that lists every modality and label that the tasks want and the data lack."""
     faults: list[str] = []
     missing = [m for m in used if m not in info.modalities]
@@ -135,7 +141,12 @@ def _check(config: RecipeConfig, options: MultimodalModel.Config, used: tuple[st
         if task.target and task.target not in info.labels:
             known = ", ".join(info.labels) or "none"
             do = f"The data have: {known}."
-            faults.append(str(ConfigError.at(f"tasks.{name}.target", f"no label {task.target!r}", "a label of the data", do)))
+            faults.append(
+                str(
+                    ConfigError.at(
+                        f"tasks.{name}.target", f"no label {task.target!r}", "a label of the data", do
+                    )
+                )
+            )
     if faults:
         raise ConfigError("\n".join(faults))
-

@@ -1,7 +1,8 @@
 """Explicit tables from a name to the class behind it, imported only when it is asked for.
 
-Each room's `__init__` holds its tables as `Row("module:Class", "one line")` strings, so that listing what exists
-imports neither torch nor the class. Other packages add rows through entry points of the group `mmzoo.<table>`.
+Each room's `__init__` holds its tables as `Row("module:Class", "one line")` strings, so that listing what is there
+imports neither torch nor the class. Other packages add rows through entry points of the group
+`mmzoo.<table>`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def find(name: str, key: str, where: str = "") -> type:
         return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         do = f"Install what it needs ({error})."
-        raise ConfigError.at(where or name, f"{key!r} cannot be imported", "its packages to be installed", do) from error
+        raise ConfigError.at(
+            where or name, f"{key!r} cannot be imported", "its packages to be installed", do
+        ) from error
 
 
 def name_of(name: str, cls: type) -> str:
@@ -83,4 +86,6 @@ def name_of(name: str, cls: type) -> str:
     for key, row in table(name).items():
         if row.target == target:
             return key
-    raise ConfigError.at(name, f"{target} has no row", "a registered class", "Add one line to the room's table.")
+    raise ConfigError.at(
+        name, f"{target} has no row", "a registered class", "Add one line to the room's table."
+    )

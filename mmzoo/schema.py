@@ -1,8 +1,9 @@
 """Config dataclasses: the only home of defaults, and the walk that turns plain YAML into a typed tree.
 
-A component `Thing(Configurable)` nests `@dataclass(kw_only=True) class Config(schema.Config)`; `config.build(...)`
-makes the `Thing`. A field declared with `one(table)` / `many(table)` holds the Config of whichever class the `type:`
-key chooses. `parse` collects every fault of a tree before it raises, so that a user mends them in one go.
+A component `Thing(Configurable)` nests `@dataclass(kw_only=True) class Config(schema.Config)`;
+`config.build(...)` makes the `Thing`. A field declared with `one(table)` / `many(table)` holds the Config
+of whichever class the `type:` key chooses. `parse` collects every fault of a tree before it raises, so that
+a user mends them in one go.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from mmzoo.errors import ConfigError, MmzooError, close_matches
 
 @dataclass(kw_only=True)
 class Config:
-    """Base of all component options: keyword-only fields with defaults, a line under each to say what it means."""
+    """Base of all component options: keyword-only fields with defaults, a line under each to say what it
+    means."""
 
     owner: ClassVar[type | None] = None
 
@@ -29,7 +31,9 @@ class Config:
         """Construct the component that these options belong to."""
         owner = type(self).owner
         if owner is None:
-            raise ConfigError.at(type(self).__qualname__, "no owner", "a Config nested in a Configurable", "Nest it.")
+            raise ConfigError.at(
+                type(self).__qualname__, "no owner", "a Config nested in a Configurable", "Nest it."
+            )
         return owner(self, *args, **context)
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +54,8 @@ class Configurable:
 
 
 def one(table: str, default: str | None = None, **options: Any) -> Any:
-    """Declare a field that holds the Config of one row of `table`; `default` names the row taken when YAML is silent."""
+    """Declare a field that holds the Config of one row of `table`; `default` names the row taken when YAML
+    is silent."""
     metadata = {"table": table, "shape": "one", "default": default}
     if default is None:
         return field(metadata=metadata)
@@ -84,8 +89,8 @@ def parse(cls: type[Config], node: Mapping[str, Any], where: str = "") -> Any:
 def check_path(cls: type[Config], node: Any, keys: list[str]) -> None:
     """Raise ConfigError, with close matches, where the dotted path `keys` names nothing in the tree of `cls`.
 
-    `node` is the plain tree given so far: its `type` keys decide which options exist below a choice, its keys and
-    lengths which entries a mapping or list has.
+    `node` is the plain tree given so far: its `type` keys decide which options exist below a choice, its
+    keys and lengths which entries a mapping or list has.
     """
     _Walker(cls, node, keys).walk()
 
@@ -140,15 +145,27 @@ class _Walker:
         if not self.keys:
             return None
         key = self._next()
-        known = list(self.node) if isinstance(self.node, Mapping) else [str(i) for i in range(len(self.node or []))]
+        known = (
+            list(self.node)
+            if isinstance(self.node, Mapping)
+            else [str(i) for i in range(len(self.node or []))]
+        )
         if key not in known:
-            raise self._unknown(key, known, f"one of the {table} given (write +{'.'.join(self.done)}=… to add one)")
+            raise self._unknown(
+                key, known, f"one of the {table} given (write +{'.'.join(self.done)}=… to add one)"
+            )
         self.node = self._child(key)
         return self._chosen(table, None)
 
     def _chosen(self, table: str, default: str | None) -> Any:
         node = self.node
-        key = node if isinstance(node, str) else node.get("type", default) if isinstance(node, Mapping) else default
+        key = (
+            node
+            if isinstance(node, str)
+            else node.get("type", default)
+            if isinstance(node, Mapping)
+            else default
+        )
         return registry.find(table, key, ".".join(self.done)).Config if key else Config
 
     def _plain(self, hint: Any) -> Any:
@@ -158,7 +175,11 @@ class _Walker:
         origin, args = typing.get_origin(hint), typing.get_args(hint)
         if origin in (dict, list, tuple) and self.keys:
             key = self._next()
-            known = list(self.node) if isinstance(self.node, Mapping) else [str(i) for i in range(len(self.node or ()))]
+            known = (
+                list(self.node)
+                if isinstance(self.node, Mapping)
+                else [str(i) for i in range(len(self.node or ()))]
+            )
             if key not in known:
                 raise self._unknown(key, known, f"an entry given (write +{'.'.join(self.done)}=… to add one)")
             self.node = self._child(key)
@@ -173,7 +194,9 @@ def _parse_config(cls: type[Config], node: Any, where: str, faults: list[str]) -
     if isinstance(node, cls):
         return node
     if not isinstance(node, Mapping):
-        faults.append(_line(where or cls.__qualname__, _show(node), "a mapping of options", "Write key: value pairs."))
+        faults.append(
+            _line(where or cls.__qualname__, _show(node), "a mapping of options", "Write key: value pairs.")
+        )
         return None
     before = len(faults)
     hints = typing.get_type_hints(cls)
@@ -194,8 +217,10 @@ def _parse_config(cls: type[Config], node: Any, where: str, faults: list[str]) -
     try:
         return cls(**values)
     except MmzooError as error:
-        faults.extend(f"{where}: {line}" if where and not line.startswith(where) else line
-                      for line in str(error).splitlines())
+        faults.extend(
+            f"{where}: {line}" if where and not line.startswith(where) else line
+            for line in str(error).splitlines()
+        )
         return None
 
 
@@ -210,9 +235,13 @@ def _parse_field(spec: dataclasses.Field[Any], hint: Any, node: Any, path: str, 
         return None if node is None else _parse_choice(table, node, path, faults)
     if shape == "many":
         if not isinstance(node, Mapping):
-            faults.append(_line(path, _show(node), f"a mapping of names to {table}", "Write name: {type: …}."))
+            faults.append(
+                _line(path, _show(node), f"a mapping of names to {table}", "Write name: {type: …}.")
+            )
             return {}
-        return {str(k): _parse_choice(table, v, _join(path, k), faults) for k, v in node.items() if v is not None}
+        return {
+            str(k): _parse_choice(table, v, _join(path, k), faults) for k, v in node.items() if v is not None
+        }
     if not isinstance(node, list | tuple):
         faults.append(_line(path, _show(node), f"a list of {table}", "Write [{type: …}]."))
         return []
@@ -236,7 +265,7 @@ def _parse_choice(table: str, node: Any, path: str, faults: list[str], default: 
     return _parse_config(cls.Config, {k: v for k, v in node.items() if k != "type"}, path, faults)
 
 
-def _parse_value(hint: Any, node: Any, path: str, faults: list[str]) -> Any:  # noqa: PLR0911 one branch a type
+def _parse_value(hint: Any, node: Any, path: str, faults: list[str]) -> Any:  # noqa: C901 one branch a type
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return node
@@ -263,7 +292,9 @@ def _parse_value(hint: Any, node: Any, path: str, faults: list[str]) -> Any:  # 
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         names = [str(m.value) for m in hint]
         if str(node) not in names:
-            faults.append(_line(path, _show(node), f"one of {', '.join(names)}", close_matches(str(node), names)))
+            faults.append(
+                _line(path, _show(node), f"one of {', '.join(names)}", close_matches(str(node), names))
+            )
             return None
         return hint(str(node))
     return _parse_scalar(hint, node, path, faults)
@@ -278,7 +309,10 @@ def _parse_list(hint: Any, node: Any, path: str, faults: list[str]) -> Any:
         if len(node) != len(args):
             faults.append(_line(path, _show(node), f"{len(args)} values", "Give each of them."))
             return ()
-        return tuple(_parse_value(a, v, _join(path, i), faults) for i, (a, v) in enumerate(zip(args, node, strict=True)))
+        return tuple(
+            _parse_value(a, v, _join(path, i), faults)
+            for i, (a, v) in enumerate(zip(args, node, strict=True))
+        )
     item = args[0] if args else Any
     return origin(_parse_value(item, v, _join(path, i), faults) for i, v in enumerate(node))
 
@@ -300,8 +334,9 @@ def _plain(value: Any, spec: dataclasses.Field[Any] | None = None) -> Any:
     if isinstance(value, Config):
         head: dict[str, Any] = {}
         table = spec.metadata.get("table") if spec else None
-        if table and type(value).owner is not None:
-            head["type"] = registry.name_of(table, type(value).owner)
+        owner = type(value).owner
+        if table and owner is not None:
+            head["type"] = registry.name_of(table, owner)
         return {**head, **value.to_dict()}
     if isinstance(value, enum.Enum):
         return value.value

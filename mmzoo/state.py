@@ -48,7 +48,7 @@ class LossState:
         return self.total.mean()
 
     @staticmethod
-    def zero(like: Float[Tensor, "..."]) -> LossState:
+    def zero(like: Float[Tensor, ...]) -> LossState:
         """Return the state of no data, on the device of `like`."""
         zero = torch.zeros((), device=like.device)
         return LossState(Sum(zero, zero.clone()))

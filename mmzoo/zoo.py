@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from mmzoo import __version__, compose, schema
+from mmzoo import __version__, compose, configs, schema
 from mmzoo.batch import DataInfo
 from mmzoo.checkpoints import files
 from mmzoo.errors import CheckpointError, close_matches
@@ -22,14 +22,17 @@ SHIPPED = Path(__file__).parent / "weights"
 
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names of the model presets that match a shell pattern."""
-    return [name for name in compose.list_configs("model") if fnmatch(name, pattern)]
+    return [name for name in configs.list_configs("model") if fnmatch(name, pattern)]
 
 
-def create_model(name: str, *, pretrained: bool | None = None, info: DataInfo | None = None) -> MultimodalModel:
+def create_model(
+    name: str, *, pretrained: bool | None = None, info: DataInfo | None = None
+) -> MultimodalModel:
     """Build a preset by name, in evaluation mode.
 
-    `pretrained=None` takes shipped weights where there are some and random ones (said in the log) elsewhere; True
-    demands them; False gives random weights. `info` fills what depends on data (fMRI subjects, classes).
+    `pretrained=None` takes shipped weights where there are some and random ones (said in the log)
+    elsewhere; True demands them; False gives random weights. `info` fills what depends on data (fMRI
+    subjects, classes).
     """
     shipped = SHIPPED / name
     has_weights = (shipped / files.WEIGHTS).is_file()
@@ -46,12 +49,13 @@ def create_model(name: str, *, pretrained: bool | None = None, info: DataInfo | 
 
 def preset(name: str) -> MultimodalModel.Config:
     """Return the options of a model preset."""
-    tree = OmegaConf.to_container(compose.read(compose.find("model", name), "model"), resolve=True)
+    tree = OmegaConf.to_container(compose.read(configs.find("model", name), "model"), resolve=True)
     return schema.parse(MultimodalModel.Config, tree if isinstance(tree, dict) else {}, f"model {name}")  # pyright: ignore[reportArgumentType] keys are text
 
 
 def load(source: str | Path) -> MultimodalModel:
-    """Load a model in evaluation mode from a run, an export folder, a .ckpt file or the name of shipped weights."""
+    """Load a model in evaluation mode from a run, an export folder, a .ckpt file or the name of shipped
+    weights."""
     return load_with_config(source)[0]
 
 
@@ -61,13 +65,17 @@ def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any
     model = MultimodalModel(schema.parse(MultimodalModel.Config, config["model"], "model"))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
-        found = f"{len(missing)} missing and {len(unexpected)} unexpected tensors ({', '.join([*missing, *unexpected][:4])}…)"
-        raise CheckpointError.at(str(source), found, "exactly the model's tensors", "Load it with the version that wrote it.")
+        names = ", ".join([*missing, *unexpected][:4])
+        found = f"{len(missing)} missing and {len(unexpected)} unexpected tensors ({names}…)"
+        raise CheckpointError.at(
+            str(source), found, "exactly the model's tensors", "Load it with the version that wrote it."
+        )
     return model.eval(), config
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return config and weights of whatever `source` names: a run, an export folder, a .ckpt file, shipped weights."""
+    """Return config and weights of whatever `source` names: a run, an export folder, a .ckpt file, shipped
+    weights."""
     path = Path(source)
     if path.is_dir():
         folder = path / "export" if (path / "export").is_dir() else path
@@ -77,7 +85,9 @@ def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Ten
             if (path / "checkpoints" / name).is_file():
                 return _from_checkpoint(path / "checkpoints" / name)
         expected = "export/model.safetensors or checkpoints/*.ckpt"
-        raise CheckpointError.at(str(source), "a folder without weights", expected, "Finish or resume the run.")
+        raise CheckpointError.at(
+            str(source), "a folder without weights", expected, "Finish or resume the run."
+        )
     if path.is_file():
         return _from_checkpoint(path)
     if (SHIPPED / str(source) / files.WEIGHTS).is_file():
@@ -89,7 +99,9 @@ def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Ten
 
 def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     checkpoint = files.read_checkpoint(path)
-    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    state = {
+        k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")
+    }
     return checkpoint["mmzoo"], state
 
 
@@ -122,10 +134,17 @@ def start_from(model: MultimodalModel, source: str | Path) -> dict[str, list[str
     _, state = read_source(source)
     fitting, report = files.fit_state(state, model.state_dict())
     if not fitting:
-        raise CheckpointError.at(str(source), "no tensor fits", "weights of a like model", "Check model=… and init_from=….")
+        raise CheckpointError.at(
+            str(source), "no tensor fits", "weights of a like model", "Check model=… and init_from=…."
+        )
     model.load_state_dict(fitting, strict=False)
     log.info("init_from %s: %d of %d tensors taken", source, len(fitting), len(model.state_dict()))
     for kind, names in report.items():
         if names:
-            log.info("init_from: %s (%d): %s", kind, len(names), ", ".join(names[:12]) + (" …" if len(names) > 12 else ""))
+            log.info(
+                "init_from: %s (%d): %s",
+                kind,
+                len(names),
+                ", ".join(names[:12]) + (" …" if len(names) > 12 else ""),
+            )
     return report

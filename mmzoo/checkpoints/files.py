@@ -1,4 +1,5 @@
-"""Published weights: `model.safetensors` + `config.json`, never a pickle; and Lightning checkpoints, read weights-only."""
+"""Published weights: `model.safetensors` + `config.json`, never a pickle; and Lightning checkpoints, read
+weights-only."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def sha256_of(path: Path) -> str:
 
 
 def write_export(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
-    """Write weights and config to `folder`, weights first, so that a config never names weights that are not there."""
+    """Write weights and config to `folder`, weights first, so that a config never names weights that are not
+    there."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}.{os.getpid()}"
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
@@ -103,7 +105,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def fit_state(
     state: Mapping[str, Tensor], model: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Return the tensors that fit the model, and the names that are missing, unexpected or of another shape."""
+    """Return the tensors that fit the model, and the names that are missing, unexpected or of another
+    shape."""
     fitting = {k: v for k, v in state.items() if k in model and model[k].shape == v.shape}
     report = {
         "missing": sorted(k for k in model if k not in state),

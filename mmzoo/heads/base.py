@@ -11,10 +11,11 @@ from mmzoo.batch import DataInfo, Prediction, TokenSequence
 
 
 class Head(nn.Module, schema.Configurable):
-    """Reads the TokenSequence of each pass its task asks for; `passes` are their names (`image`, `image+text`).
+    """Reads the TokenSequence of each pass its task asks for; `passes` are their names (`image`,
+    `image+text`).
 
-    For a joint pass the sequence is already joined by sample: its first real token is the CLS of the first modality
-    that the sample has.
+    For a joint pass the sequence is already joined by sample: its first real token is the CLS of the first
+    modality that the sample has.
     """
 
     def __init__(self, config: Any, *, dim: int, passes: tuple[str, ...]) -> None:

@@ -3,5 +3,7 @@
 from mmzoo.registry import Row
 
 TABLE = {
-    "multitask": Row("mmzoo.learners.multitask:MultitaskLearner", "weighted sum of task losses, AdamW, cosine"),
+    "multitask": Row(
+        "mmzoo.learners.multitask:MultitaskLearner", "weighted sum of task losses, AdamW, cosine"
+    ),
 }

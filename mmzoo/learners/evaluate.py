@@ -34,9 +34,13 @@ class HasLoaders(Protocol):
 
 @torch.no_grad()
 def evaluate(
-    learner: MultitaskLearner, datamodule: HasLoaders, split: str, progress: Callable[[int], None] | None = None
+    learner: MultitaskLearner,
+    datamodule: HasLoaders,
+    split: str,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate on one device; kNN and probes first see the training split. `progress` hears the samples done."""
+    """Evaluate on one device; kNN and probes first see the training split. `progress` hears the samples
+    done."""
     model, tracker = learner.model, learner.tracker
     training = model.training
     model.eval()

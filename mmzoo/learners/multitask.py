@@ -24,9 +24,10 @@ from mmzoo.trunk.base import MixerContext
 class MultitaskLearner(pl.LightningModule, schema.Configurable):
     """Minimises sum over tasks of weight · mean loss; validates with each task's metrics.
 
-    Under several processes every task's mean is that of the global batch: loss_rank = sum_rank · world / count_global,
-    so that DDP's average of gradients is exactly the single-process gradient. Randomness inside the model (dropout,
-    stochastic depth) is seeded anew each batch from (seed, batch number, rank), so that a resumed run repeats it.
+    Under several processes every task's mean is that of the global batch: loss_rank = sum_rank · world /
+    count_global, so that DDP's average of gradients is exactly the single-process gradient. Randomness
+    inside the model (dropout, stochastic depth) is seeded anew each batch from (seed, batch number, rank),
+    so that a resumed run repeats it.
     """
 
     @dataclass(kw_only=True)
@@ -39,12 +40,20 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         """factor on auxiliary losses that mixers and routers return"""
 
     def __init__(
-        self, config: Config, model: MultimodalModel, tasks: Mapping[str, TaskConfig], info: DataInfo, *, seed: int = 0
+        self,
+        config: Config,
+        model: MultimodalModel,
+        tasks: Mapping[str, TaskConfig],
+        info: DataInfo,
+        *,
+        seed: int = 0,
     ) -> None:
         """Wire model and tasks; `info` gives class names to the metrics."""
         super().__init__()
         if not tasks:
-            raise ConfigError.at("tasks", "none", "at least one task", "Add tasks: {name: {head: …, objective: …}}.")
+            raise ConfigError.at(
+                "tasks", "none", "at least one task", "Add tasks: {name: {head: …, objective: …}}."
+            )
         self.config, self.model, self.info, self.seed = config, model, info, seed
         self.tasks = {name: Task(name, c) for name, c in tasks.items()}
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
@@ -103,7 +112,9 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         """Return the optimiser and its per-step schedule."""
         optimizer = build_optimizer(self.model, self.config.optim)
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: lr_factor(s, total, self.config.optim))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda s: lr_factor(s, total, self.config.optim)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

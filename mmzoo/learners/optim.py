@@ -42,7 +42,8 @@ class OptimConfig(schema.Config):
     min_lr_ratio: float = 0.01
     """final over peak learning rate"""
     lr_scales: dict[str, float] = field(default_factory=dict)
-    """parameter-name prefix -> factor on its learning rate (longest prefix wins), e.g. {adapters.image: 0.1}"""
+    """parameter-name prefix -> factor on its learning rate (longest prefix wins), e.g. {adapters.image:
+    0.1}"""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -67,7 +68,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(params, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    from timm.optim import create_optimizer_v2
+    from timm.optim._optim_factory import create_optimizer_v2
 
     try:
         return create_optimizer_v2(params, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
@@ -79,7 +80,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     """Return the factor on the peak learning rate at a step (0-based).
 
-    Math: linear from 1/w to 1 over w warm-up steps, then min + (1 - min) (1 + cos(pi u)) / 2 with u in [0, 1].
+    Math: linear from 1/w to 1 over w warm-up steps, then min + (1 - min) (1 + cos(pi u)) / 2 with u in [0,
+    1].
     """
     warmup = int(config.warmup * total_steps)
     if step < warmup:

@@ -1,4 +1,5 @@
-"""Embeds class names as sentences, so that a contrastive model can classify without having been trained to."""
+"""Embeds class names as sentences, so that a contrastive model can classify without having been trained
+to."""
 
 from __future__ import annotations
 
@@ -13,14 +14,19 @@ from mmzoo.learners.tasks import Task
 from mmzoo.models.multimodal import MultimodalModel
 
 
-def class_vectors(model: MultimodalModel, tasks: Mapping[str, Task], info: DataInfo) -> dict[str, dict[str, Tensor]]:
-    """Return task -> target -> embeddings (classes, prompts, e) for every metric that compares with class names."""
+def class_vectors(
+    model: MultimodalModel, tasks: Mapping[str, Task], info: DataInfo
+) -> dict[str, dict[str, Tensor]]:
+    """Return task -> target -> embeddings (classes, prompts, e) for every metric that compares with class
+    names."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, task in tasks.items():
         for target, templates in _wanted(task):
             if target not in info.labels:
                 known = ", ".join(info.labels) or "none"
-                raise ConfigError.at(f"tasks.{name}", f"no class names of {target!r}", f"one of {known}", "Name a label.")
+                raise ConfigError.at(
+                    f"tasks.{name}", f"no class names of {target!r}", f"one of {known}", "Name a label."
+                )
             vectors = embed_prompts(model, name, info.labels[target], templates)
             found.setdefault(name, {})[target] = vectors
     return found
@@ -39,10 +45,14 @@ def embed_prompts(
     model: MultimodalModel, task: str, classes: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
     """Return unit vectors (classes, prompts, e) of every template filled with every class name."""
-    modality = next((m for m in model.passes[task] if m in model.adapters and model.adapter(m).kind == "text"), None)
+    modality = next(
+        (m for m in model.passes[task] if m in model.adapters and model.adapter(m).kind == "text"), None
+    )
     if modality is None:
         expected = "a head that reads a text modality"
-        raise ConfigError.at(f"tasks.{task}", "no text pass", expected, "Add text, or drop the zero_shot metric.")
+        raise ConfigError.at(
+            f"tasks.{task}", "no text pass", expected, "Add text, or drop the zero_shot metric."
+        )
     prepare = model.config.modalities[modality].preprocess.build()
     sentences = [t.format(c.replace("_", " ")) for c in classes for t in templates]
     vectors: list[Tensor] = []

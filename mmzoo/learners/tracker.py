@@ -1,4 +1,5 @@
-"""Merges losses and metric states over batches and ranks, then computes; shared by validation and `mmzoo eval`."""
+"""Merges losses and metric states over batches and ranks, then computes; shared by validation and `mmzoo
+eval`."""
 
 from __future__ import annotations
 
@@ -84,7 +85,9 @@ class Tracker:
             for name, entries in other_states.items():
                 merged = states.setdefault(name, {})
                 for key, state in entries.items():
-                    merged[key] = self.tasks[name].metrics[key].merge(merged[key], state) if key in merged else state
+                    merged[key] = (
+                        self.tasks[name].metrics[key].merge(merged[key], state) if key in merged else state
+                    )
         return losses, states
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,23 @@ class TrainerConfig(schema.Config):
             found, do = "no end", "Set trainer.max_steps=1000."
             faults.append(str(ConfigError.at("trainer", found, "max_steps, max_epochs or max_minutes", do)))
         if self.monitor_mode not in ("min", "max"):
-            faults.append(str(ConfigError.at("trainer.monitor_mode", self.monitor_mode, "min or max", "Choose one.")))
+            faults.append(
+                str(ConfigError.at("trainer.monitor_mode", self.monitor_mode, "min or max", "Choose one."))
+            )
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed", "bf16-true"):
             expected = "32-true, bf16-mixed, 16-mixed or bf16-true"
             faults.append(str(ConfigError.at("trainer.precision", self.precision, expected, "Choose one.")))
         if self.devices < 1:
-            faults.append(str(ConfigError.at("trainer.devices", str(self.devices), "at least 1", "Set devices=1.")))
+            faults.append(
+                str(ConfigError.at("trainer.devices", str(self.devices), "at least 1", "Set devices=1."))
+            )
         if faults:
             raise ConfigError("\n".join(faults))
 
 
-def build_trainer(config: TrainerConfig, run_dir: Path | None, callbacks: Sequence[pl.Callback], loggers: Any) -> pl.Trainer:
+def build_trainer(
+    config: TrainerConfig, run_dir: Path | None, callbacks: Sequence[pl.Callback], loggers: Any
+) -> pl.Trainer:
     """Make the Trainer; data order, restarts and files are mmzoo's own, so Lightning's are switched off."""
     minutes = config.max_minutes
     return pl.Trainer(
@@ -90,7 +97,7 @@ def build_trainer(config: TrainerConfig, run_dir: Path | None, callbacks: Sequen
         precision=config.precision,  # pyright: ignore[reportArgumentType] checked in TrainerConfig
         max_steps=config.max_steps,
         max_epochs=config.max_epochs if config.max_epochs > 0 else -1,
-        max_time={"seconds": minutes * 60} if minutes > 0 else None,
+        max_time=timedelta(minutes=minutes) if minutes > 0 else None,
         gradient_clip_val=config.grad_clip or None,
         accumulate_grad_batches=config.accumulate,
         val_check_interval=config.val_every_steps * config.accumulate or None,

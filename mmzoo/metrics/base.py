@@ -17,8 +17,8 @@ from mmzoo.batch import Batch, DataInfo, Prediction
 class MetricContext:
     """What a metric may need at the end beside its state.
 
-    class_vectors: target -> class embeddings (classes, prompts, e), for zero-shot; reference: the state of the
-    training split, for kNN and probes (only where `needs_reference`); target: the task's label name.
+    class_vectors: target -> class embeddings (classes, prompts, e), for zero-shot; reference: the state of
+    the training split, for kNN and probes (only where `needs_reference`); target: the task's label name.
     """
 
     info: DataInfo
@@ -30,8 +30,8 @@ class MetricContext:
 class Metric(schema.Configurable):
     """`state = update(…)` for each batch, `merge` them (batches, then ranks), `compute` once.
 
-    A state is a picklable value on the host. Results are named `<figure>` or `<pass>/<figure>`; the learner prefixes
-    the task.
+    A state is a picklable value on the host. Results are named `<figure>` or `<pass>/<figure>`; the learner
+    prefixes the task.
     """
 
     needs_reference: bool = False

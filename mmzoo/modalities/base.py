@@ -1,4 +1,5 @@
-"""What every modality is: an adapter from a batch's rows to tokens, and the Preprocess that belongs to its weights."""
+"""What every modality is: an adapter from a batch's rows to tokens, and the Preprocess that belongs to its
+weights."""
 
 from __future__ import annotations
 
@@ -15,41 +16,48 @@ from mmzoo.batch import DataInfo, Item, ModalityInput, TokenSequence
 class Preprocess(schema.Configurable):
     """From a file's content to an `Item`; what it does is part of a checkpoint, since weights expect it.
 
-    `decode` reads bytes into the raw form that `__call__` takes; synthetic data sets hand the raw form over directly.
-    Raw forms: image PIL.Image or uint8 array (h w c); audio (float array (t) or (t channels), sample rate in Hz);
-    text str; fmri float array (voxels) or (repeats voxels) with a subject; skeleton float array (c t v p), NaN or a
-    mask (t v p) where a joint was not seen.
+    `decode` reads bytes into the raw form that `__call__` takes; synthetic data sets hand the raw form over
+    directly. Raw forms: image PIL.Image or uint8 array (h w c); audio (float array (t) or (t channels),
+    sample rate in Hz); text str; fmri float array (voxels) or (repeats voxels) with a subject; skeleton
+    float array (c t v p), NaN or a mask (t v p) where a joint was not seen.
     """
 
     reads_paths: ClassVar[bool] = True
     """Whether a plain string names a file (text itself is a string, so its Preprocess says no)."""
 
     def decode(self, data: bytes, name: str) -> Any:
-        """Read a file's bytes; `name` (its file name) tells the format. Raise DataError where it is unreadable."""
+        """Read a file's bytes; `name` (its file name) tells the format. Raise DataError where it is
+        unreadable."""
         raise NotImplementedError
 
     def open(self, source: Any) -> Any:
-        """Return the raw form of `source`: a file path is read and decoded, anything else is taken as raw already."""
-        if isinstance(source, Path) or (isinstance(source, str) and self.reads_paths and Path(source).is_file()):
+        """Return the raw form of `source`: a file path is read and decoded, anything else is taken as raw
+        already."""
+        if isinstance(source, Path) or (
+            isinstance(source, str) and self.reads_paths and Path(source).is_file()
+        ):
             return self.decode(Path(source).read_bytes(), Path(source).name)
         return source
 
     def __call__(self, raw: Any, *, generator: torch.Generator | None = None) -> Item:
-        """Turn raw input into an Item; a generator means training (augmentation on), None means evaluation."""
+        """Turn raw input into an Item; a generator means training (augmentation on), None means
+        evaluation."""
         raise NotImplementedError
 
 
 class ModalityAdapter(nn.Module, schema.Configurable):
     """From the rows of one modality to a TokenSequence of the trunk's width.
 
-    Subclasses nest `Config` with a field `preprocess: <its Preprocess>.Config`, set `kind` (which raw form they read)
-    and give `fake_input`. They emit padded tokens with a host mask; padding must never change a real token.
+    Subclasses nest `Config` with a field `preprocess: <its Preprocess>.Config`, set `kind` (which raw form
+    they read) and give `fake_input`. They emit padded tokens with a host mask; padding must never change a
+    real token.
     """
 
     kind: ClassVar[str]
 
     def __init__(self, config: Any, *, name: str, dim: int, num_heads: int) -> None:
-        """Keep what every adapter needs: its options, its name in the model, the trunk's width and heads (for biases)."""
+        """Keep what every adapter needs: its options, its name in the model, the trunk's width and heads
+        (for biases)."""
         super().__init__()
         self.config, self.name, self.dim, self.num_heads = config, name, dim, num_heads
 
@@ -59,11 +67,13 @@ class ModalityAdapter(nn.Module, schema.Configurable):
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:
-        """Make a random input that this adapter takes (ragged where the modality can be), for tests and dry runs."""
+        """Make a random input that this adapter takes (ragged where the modality can be), for tests and dry
+        runs."""
         raise NotImplementedError
 
     @classmethod
     def resolve(cls, config: Any, info: DataInfo) -> Any:
-        """Fill options left open from what the data set says (subjects and voxel counts); return the options."""
+        """Fill options left open from what the data set says (subjects and voxel counts); return the
+        options."""
         del info
         return config

@@ -1,7 +1,7 @@
 """The model: adapters, one trunk, heads. Plain PyTorch, usable without Lightning.
 
-Every modality a task asks for is embedded once; all passes of a step (single modalities and joint sequences alike) go
-through the trunk in one packed buffer; each head then reads the passes of its task.
+Every modality a task asks for is embedded once; all passes of a step (single modalities and joint sequences
+alike) go through the trunk in one packed buffer; each head then reads the passes of its task.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class HeadSpec(schema.Config):
 class MultimodalModel(nn.Module, schema.Configurable):
     """Adapters by modality name, one trunk, heads by task name.
 
-    Shape: a Batch in; out, for each task and pass, a Prediction with one row for each sample that has (part of) it.
+    Shape: a Batch in; out, for each task and pass, a Prediction with one row for each sample that has (part
+    of) it.
     """
 
     @dataclass(kw_only=True)
@@ -59,7 +60,14 @@ class MultimodalModel(nn.Module, schema.Configurable):
         def __post_init__(self) -> None:
             """Check that every pass names modalities that exist."""
             faults = [
-                str(ConfigError.at(f"heads.{task}.passes", repr(name), "modalities of the model", close_matches(m, self.modalities)))
+                str(
+                    ConfigError.at(
+                        f"heads.{task}.passes",
+                        repr(name),
+                        "modalities of the model",
+                        close_matches(m, self.modalities),
+                    )
+                )
                 for task, spec in self.heads.items()
                 for name in (spec.passes if spec else [])
                 for m in name.split(JOINT)
@@ -72,14 +80,19 @@ class MultimodalModel(nn.Module, schema.Configurable):
         """Build every part from its options."""
         super().__init__()
         if not config.modalities:
-            raise ConfigError.at("model.modalities", "none", "at least one modality", "Add modalities: {image: {type: image}}.")
+            raise ConfigError.at(
+                "model.modalities", "none", "at least one modality", "Add modalities: {image: {type: image}}."
+            )
         self.config = config
         sizes = {"dim": config.trunk.dim, "num_heads": config.trunk.num_heads}
         self.adapters = nn.ModuleDict({m: c.build(name=m, **sizes) for m, c in config.modalities.items()})
         self.trunk = Trunk(config.trunk, modalities=tuple(config.modalities))
         self.passes = {task: tuple(spec.passes) or self.modalities for task, spec in config.heads.items()}
         self.heads = nn.ModuleDict(
-            {task: spec.head.build(dim=config.trunk.dim, passes=self.passes[task]) for task, spec in config.heads.items()}
+            {
+                task: spec.head.build(dim=config.trunk.dim, passes=self.passes[task])
+                for task, spec in config.heads.items()
+            }
         )
 
     @classmethod
@@ -106,23 +119,30 @@ class MultimodalModel(nn.Module, schema.Configurable):
         """Return the adapter of a modality; an unknown one gets its close matches."""
         if modality not in self.adapters:
             do = close_matches(modality, self.adapters)
-            raise ConfigError.at("model", f"no modality {modality!r}", "one that the model was built with", do)
+            raise ConfigError.at(
+                "model", f"no modality {modality!r}", "one that the model was built with", do
+            )
         found = self.adapters[modality]
         if not isinstance(found, ModalityAdapter):
-            raise ConfigError.at(f"modalities.{modality}", type(found).__name__, "a ModalityAdapter", "Mend the table.")
+            raise ConfigError.at(
+                f"modalities.{modality}", type(found).__name__, "a ModalityAdapter", "Mend the table."
+            )
         return found
 
     def preprocesses(self) -> dict[str, Preprocess]:
         """Build the Preprocess of every modality."""
         return {m: c.preprocess.build() for m, c in self.config.modalities.items()}
 
-    def forward(self, batch: Batch, tasks: Sequence[str] | None = None, ctx: MixerContext | None = None) -> ModelOutput:
+    def forward(
+        self, batch: Batch, tasks: Sequence[str] | None = None, ctx: MixerContext | None = None
+    ) -> ModelOutput:
         """Run the passes that the named tasks (default all) need, in one packed buffer."""
         chosen = list(self.heads) if tasks is None else list(tasks)
         wanted = dict.fromkeys(p for task in chosen for p in self.passes[task])
         sequences, aux, stats = self._encode(batch, tuple(wanted), ctx)
         predictions = {
-            task: {p: self.heads[task](sequences[p], p) for p in self.passes[task] if p in sequences} for task in chosen
+            task: {p: self.heads[task](sequences[p], p) for p in self.passes[task] if p in sequences}
+            for task in chosen
         }
         return ModelOutput(predictions, aux, stats)
 
@@ -134,7 +154,9 @@ class MultimodalModel(nn.Module, schema.Configurable):
         self, batch: Batch, passes: tuple[str, ...], ctx: MixerContext | None
     ) -> tuple[dict[str, TokenSequence], Mapping[str, Tensor], dict[str, Any]]:
         needed = dict.fromkeys(m for p in passes for m in p.split(JOINT))
-        embedded = {m: self.adapter(m)(batch.inputs[m]) for m in needed if m in batch.inputs and len(batch.inputs[m])}
+        embedded = {
+            m: self.adapter(m)(batch.inputs[m]) for m in needed if m in batch.inputs and len(batch.inputs[m])
+        }
         groups = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in passes}
         groups = {p: g for p, g in groups.items() if g}
         if not groups:
@@ -156,22 +178,27 @@ class MultimodalModel(nn.Module, schema.Configurable):
             if getattr(head, "is_embedding", False):
                 return name
         found = ", ".join(self.heads) or "no heads"
-        raise ConfigError.at("model", found, "a contrastive head", "Give task=NAME, or train one with such a head.")
+        raise ConfigError.at(
+            "model", found, "a contrastive head", "Give task=NAME, or train one with such a head."
+        )
 
     @torch.no_grad()
     def encode(self, **raw: Any) -> dict[str, Tensor]:
         """Embed raw inputs by modality: one input, or a list of them, for each name; returns name -> (k, e).
 
-        Inputs are what each modality's Preprocess takes (a PIL image, a sentence, (waveform, rate), …), or file paths.
+        Inputs are what each modality's Preprocess takes (a PIL image, a sentence, (waveform, rate), …), or
+        file paths.
         """
-        names = {p: None for p in self.passes[self.embedding_task()]}
+        names = dict.fromkeys(self.passes[self.embedding_task()])
         inputs: dict[str, ModalityInput] = {}
         size = 0
         for modality, value in raw.items():
             self.adapter(modality)
             if modality not in names:
                 do = f"It embeds {', '.join(names)}."
-                raise ConfigError.at("model.encode", f"no embedding of {modality!r}", "a pass of the head", do)
+                raise ConfigError.at(
+                    "model.encode", f"no embedding of {modality!r}", "a pass of the head", do
+                )
             prep = self.config.modalities[modality].preprocess.build()
             values = value if isinstance(value, list) else [value]
             items = [prep(prep.open(v)) for v in values]
@@ -201,5 +228,7 @@ class MultimodalModel(nn.Module, schema.Configurable):
 def _owner(config: Any) -> Any:
     owner = type(config).owner
     if owner is None or not issubclass(owner, ModalityAdapter | Head):
-        raise ConfigError.at("model", type(config).__qualname__, "options of an adapter or head", "Mend the table.")
+        raise ConfigError.at(
+            "model", type(config).__qualname__, "options of an adapter or head", "Mend the table."
+        )
     return owner

@@ -12,16 +12,19 @@ from mmzoo.state import LossState
 class Objective(schema.Configurable):
     """Has no parameters of its own (a temperature belongs to the head).
 
-    Under several processes it returns this rank's share, with rows of other ranks gathered where the mathematics
-    needs them, so that sum over ranks of `total.sum` divided by the sum of `total.count` is the whole batch's loss,
-    and the sum over ranks of the gradients of `total.sum` is its gradient times that count.
+    Under several processes it returns this rank's share, with rows of other ranks gathered where the
+    mathematics needs them, so that sum over ranks of `total.sum` divided by the sum of `total.count` is the
+    whole batch's loss, and the sum over ranks of the gradients of `total.sum` is its gradient times that
+    count.
     """
 
     def passes(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
-        """Name the passes whose predictions it needs, given the model's modalities; empty means whatever the task says."""
+        """Name the passes whose predictions it needs, given the model's modalities; empty means whatever the
+        task says."""
         del modalities
         return ()
 
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
-        """Return the loss state of a batch; `target` names the label in `batch.targets` ('' where none is used)."""
+        """Return the loss state of a batch; `target` names the label in `batch.targets` ('' where none is
+        used)."""
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """What plugs into a block: token mixers and feed-forwards, their shared signature and capability flags.
 
-Both work on the packed buffer: `x` is [t d], one row a real token, no padding. `SeqInfo` says where the segments lie.
-A mixer includes its output projection; norm, residual, LayerScale and stochastic depth belong to the block.
+Both work on the packed buffer: `x` is [t d], one row a real token, no padding. `SeqInfo` says where the
+segments lie. A mixer includes its output projection; norm, residual, LayerScale and stochastic depth belong
+to the block.
 """
 
 from __future__ import annotations
@@ -72,15 +73,16 @@ class TokenMixer(nn.Module, schema.Configurable):
 
     @classmethod
     def from_mha(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn the state dict of plain multi-head attention into this mixer's; raise where `init_from_mha` is none."""
+        """Turn the state dict of plain multi-head attention into this mixer's; raise where `init_from_mha`
+        is none."""
         raise NotImplementedError
 
 
 class FeedForward(nn.Module, schema.Configurable):
     """Transforms each token by itself: `y, aux = ffn(x, seq=…, ctx=…)`, y like x [t d].
 
-    `modalities` are the names the trunk serves: a modality FFN keeps one set of weights for each and reads which rows
-    belong to which from `seq.modality_slices`.
+    `modalities` are the names the trunk serves: a modality FFN keeps one set of weights for each and reads
+    which rows belong to which from `seq.modality_slices`.
     """
 
     def __init__(self, config: Any, *, dim: int, modalities: tuple[str, ...]) -> None:

@@ -1,4 +1,5 @@
-"""Checks that the built wheel holds every Python file, config and data file of the package: `check_wheel.py DIST`."""
+"""Checks that the built wheel holds every Python file, config and data file of the package: `check_wheel.py
+DIST`."""
 
 from __future__ import annotations
 
