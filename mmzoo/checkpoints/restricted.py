@@ -1,11 +1,11 @@
 """Reading other people's pickles without running their code.
 
-A pickle is a program: `GLOBAL os system` followed by `REDUCE` runs a command. Here only the constructors named in
-`SAFE` exist for it (plain containers and scalars, numpy arrays, torch tensors); every other name is refused, and
-all of them are listed at once. Whoever needs one more class names it and gives the object to put in its place.
+A pickle is a program: `GLOBAL os system` followed by `REDUCE` runs a command. Here only the constructors
+named in `SAFE` exist for it (plain containers and scalars, numpy arrays, torch tensors); every other name is
+refused, and all of them are listed at once. Whoever needs one more class names it and gives its substitute.
 
-Ref: the Python documentation, "Restricting Globals" (pickle). torch.load(weights_only=True) is the same idea for
-torch's own archives, and what `load_torch` uses.
+Ref: the Python documentation, "Restricting Globals" (pickle). torch.load(weights_only=True) is the same idea
+for torch's own archives, and what `load_torch` uses.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from typing import Any
 
 from mmzoo.errors import CheckpointError, MmzooError
 
-BUILTINS = "bool bytearray bytes complex dict float frozenset int list range set slice str tuple".split()
-TORCH_STORAGES = "Float Double Half BFloat16 Long Int Short Char Byte Bool".split()
+BUILTINS = (
+    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "range", "set"),
+    *("slice", "str", "tuple"),
+)
+TORCH_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 EXPECTED = "plain containers, numpy arrays, tensors"
 DISTRUST = (
     "It was not run. Unless you trust the file do not load it; if you do, convert it to safetensors or npz."
@@ -34,9 +37,9 @@ def load(
     error: type[MmzooError] = CheckpointError,
     encoding: str = "latin1",
 ) -> Any:
-    """Unpickle a file, or bytes, with nothing but `SAFE` and the stand-ins (`module.name` -> what takes its place).
+    """Unpickle a file, or bytes, with nothing but `SAFE` and the stand-ins (`module.name` -> its substitute).
 
-    `where` is what errors call the source, `error` the class they raise, `encoding` that of Python 2's strings.
+    `where` is what errors call the source, `error` the class they raise, `encoding` that of Python 2 strings.
     """
     place = where or (str(source) if isinstance(source, Path) else "pickle")
     if isinstance(source, bytes):
@@ -70,7 +73,7 @@ class _Reader:
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Finds only the names it was given; `refused` lists the others, which come out as inert `Refused` objects."""
+    """Finds only the names it was given; `refused` lists the others, which come out as `Refused`."""
 
     def __init__(
         self, stream: io.BufferedIOBase, stand_ins: Mapping[str, Any], encoding: str = "latin1"
@@ -127,7 +130,7 @@ def load_torch(path: Path, *, allow: Mapping[str, Any] | None = None) -> Any:
 
     if not path.is_file():
         raise CheckpointError.at(str(path), "no such file", "a torch checkpoint", "Check the path.")
-    extra = [(cls, name) for name, cls in (allow or {}).items()]
+    extra: list[Any] = [(cls, name) for name, cls in (allow or {}).items()]
     try:
         with torch.serialization.safe_globals(extra):
             return torch.load(path, map_location="cpu", weights_only=True)
