@@ -12,7 +12,7 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -119,7 +119,7 @@ class _Walker:
             return self.node[int(key)]
         return None
 
-    def _unknown(self, key: str, known: typing.Iterable[str], kind: str) -> ConfigError:
+    def _unknown(self, key: str, known: Iterable[str], kind: str) -> ConfigError:
         path = ".".join(self.done)
         return ConfigError(_line(path, f"unknown key {key!r}", kind, close_matches(key, known)))
 

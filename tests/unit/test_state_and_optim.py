@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmzoo.errors import ConfigError
+from mmzoo.learners.optim import Decay, OptimConfig, build_optimizer, lr_factor
+from mmzoo.state import LossState, Sum
+
+
+def test_merged_states_equal_the_state_of_the_whole():
+    values = torch.arange(10.0)
+    whole = LossState(Sum(values.sum(), torch.tensor(10.0)), {"p": Sum(values.sum(), torch.tensor(10.0))})
+    a = LossState(Sum(values[:3].sum(), torch.tensor(3.0)), {"p": Sum(values[:3].sum(), torch.tensor(3.0))})
+    b = LossState(Sum(values[3:].sum(), torch.tensor(7.0)), {"p": Sum(values[3:].sum(), torch.tensor(7.0))})
+    merged = a.merge(b)
+    assert merged.mean() == whole.mean() == values.mean()
+    assert merged.parts["p"].mean() == values.mean()
+    assert LossState.zero(values).merge(a).mean() == a.mean()
+
+
+def test_zero_state_is_zero_not_nan():
+    assert float(LossState.zero(torch.ones(1)).mean()) == 0.0
+
+
+def test_schedule_against_its_formula():
+    config = OptimConfig(warmup=0.1, min_lr_ratio=0.1)
+    factors = [lr_factor(s, 100, config) for s in range(101)]
+    assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    for step in (10, 40, 77, 100):
+        u = (step - 10) / 90
+        assert factors[step] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * u)) / 2)
+    assert lr_factor(55, 100, OptimConfig(warmup=0.1, decay=Decay.CONSTANT)) == 1.0
+    assert lr_factor(55, 100, OptimConfig(warmup=0.1, decay=Decay.LINEAR, min_lr_ratio=0.0)) == pytest.approx(
+        0.5
+    )
+
+
+def test_groups_spare_biases_norms_and_positions_from_decay_and_scale_by_longest_prefix():
+    model = nn.ModuleDict(
+        {"a": nn.Linear(3, 3), "b": nn.ModuleDict({"n": nn.LayerNorm(3), "w": nn.Linear(3, 2)})}
+    )
+    model.register_parameter("cls_token", nn.Parameter(torch.zeros(1, 3)))
+    optimizer = build_optimizer(
+        model, OptimConfig(lr=1.0, weight_decay=0.3, lr_scales={"b": 0.5, "b.w": 0.25})
+    )
+    found = {
+        name: (g["weight_decay"], g["lr"])
+        for name, p in model.named_parameters()
+        for g in optimizer.param_groups
+        if any(p is q for q in g["params"])
+    }
+    assert found == {
+        "a.weight": (0.3, 1.0),
+        "a.bias": (0.0, 1.0),
+        "b.n.weight": (0.0, 0.5),
+        "b.n.bias": (0.0, 0.5),
+        "b.w.weight": (0.3, 0.25),
+        "b.w.bias": (0.0, 0.25),
+        "cls_token": (0.0, 1.0),
+    }
+
+
+def test_timm_optimisers_by_name_and_a_wrong_name():
+    model = nn.Linear(2, 2)
+    assert type(build_optimizer(model, OptimConfig(name="lion"))).__name__ == "Lion"
+    with pytest.raises(ConfigError, match=r"optim\.name: 'adamz'; expected adamw or an optimiser of timm"):
+        build_optimizer(model, OptimConfig(name="adamz"))
+
+
+def test_nothing_to_train_is_said():
+    with pytest.raises(ConfigError, match="no trainable parameter"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
