@@ -1,7 +1,7 @@
 """YAML only: model/ recipe/ data/ trainer/; and where such files are looked for.
 
-Names are searched in `./configs`, `$MMZOO_CONFIG_DIR` and here, first match first. Reading them is compose.py's
-work: this file stays free of OmegaConf, so that `mmzoo list` is instant.
+Names are searched in `./configs`, `$MMZOO_CONFIG_DIR` and here, first match first. Reading them is work of
+compose.py: this file stays free of OmegaConf, so that `mmzoo list` is instant.
 """
 
 from __future__ import annotations

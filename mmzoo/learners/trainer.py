@@ -49,6 +49,8 @@ class TrainerConfig(schema.Config):
     """steps between validations; 0: after every epoch"""
     log_every_steps: int = 10
     """steps between lines of metrics.jsonl"""
+    save_every_s: float = 60.0
+    """seconds between saves of checkpoints/last.ckpt (also saved at validations, at the end, at Ctrl-C)"""
     checkpointing: Checkpointing = Checkpointing.NONE
     """activation checkpointing in the trunk's blocks"""
     compile: bool = False

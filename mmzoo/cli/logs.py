@@ -1,0 +1,94 @@
+"""Logging of the commands: short lines on stderr, everything in the run's log file, rank zero only.
+
+What other packages say (Lightning's banners, warnings of libraries) goes to the file; the console shows what
+mmzoo itself says, and errors. `MMZOO_LOG_LEVEL` (debug, info, warning, error) sets how much.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from mmzoo.errors import ConfigError, close_matches
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+
+
+class _State:
+    file: Path | None = None
+
+
+def rank() -> int:
+    """Return this process's rank as the launcher's environment tells it, 0 where there is no launcher."""
+    for name in RANKS:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return 0
+
+
+def level() -> int:
+    """Return the level that MMZOO_LOG_LEVEL asks for."""
+    name = os.environ.get("MMZOO_LOG_LEVEL", "info").lower()
+    if name not in LEVELS:
+        raise ConfigError.at("MMZOO_LOG_LEVEL", repr(name), ", ".join(LEVELS), close_matches(name, LEVELS))
+    return LEVELS[name]
+
+
+def setup() -> None:
+    """Send log lines to stderr; calling it again changes nothing."""
+    root = logging.getLogger()
+    if any(isinstance(h, _Console) for h in root.handlers):
+        return
+    wanted = level()
+    root.setLevel(min(wanted, logging.INFO))
+    console = _Console(wanted)
+    console.setFormatter(_Short())
+    root.addHandler(console)
+    logging.captureWarnings(capture=True)
+
+
+def to_file(path: Path) -> logging.Handler:
+    """Write all log lines of rank zero to `path` as well; tracebacks of crashes end there too."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.addFilter(lambda _: rank() == 0)
+    logging.getLogger().addHandler(handler)
+    _State.file = path
+    return handler
+
+
+def crash_file() -> Path:
+    """Return where a traceback belongs: the run's log, else a new file under MMZOO_HOME."""
+    if _State.file is not None:
+        return _State.file
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(os.environ.get("MMZOO_HOME") or Path(cache) / "mmzoo")
+    return home / "logs" / f"crash-{os.getpid()}.log"
+
+
+class _Console(logging.StreamHandler):  # type: ignore[type-arg] generic only in type stubs
+    """stderr, for mmzoo's own lines and everybody's errors, on rank zero."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__(sys.stderr)
+        self.setLevel(wanted)
+        self.addFilter(self._is_ours)
+
+    @staticmethod
+    def _is_ours(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        return rank() == 0 and (record.name.startswith("mmzoo") or level() == logging.DEBUG)
+
+
+class _Short(logging.Formatter):
+    """The bare message; a level's name before it from warning upwards."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
