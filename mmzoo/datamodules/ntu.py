@@ -104,7 +104,7 @@ class Track:
 
 
 def parse(text: str, where: str) -> list[Track]:
-    """Read a `.skeleton` file into its tracks, in order of appearance; frames without a body keep their place.
+    """Read a `.skeleton` file into its tracks, by appearance; frames without a body keep their place.
 
     Raises DataError naming the line where the text stops making sense.
     """
