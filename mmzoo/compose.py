@@ -10,7 +10,7 @@ adds, `~a.b` deletes, `data=cifar10` chooses a group file.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,14 @@ def read(path: Path, group: str, seen: tuple[Path, ...] = ()) -> DictConfig:
 def compose(cls: type[schema.Config], name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the plain, resolved tree of recipe `name` with overrides applied; `cls` is the schema they must
     fit."""
-    tree = read(find("recipe", name), "recipe")
+    return override(cls, read(find("recipe", name), "recipe"), overrides, f"recipe {name}")
+
+
+def override(
+    cls: type[schema.Config], node: Mapping[str, Any] | DictConfig, overrides: Sequence[str], where: str
+) -> dict[str, Any]:
+    """Return a tree (such as a run's resolved configuration) with overrides applied, plain and resolved."""
+    tree = node if isinstance(node, DictConfig) else OmegaConf.create(dict(node))
     faults: list[str] = []
     for text in overrides:
         try:
@@ -71,7 +78,7 @@ def compose(cls: type[schema.Config], name: str, overrides: Sequence[str] = ()) 
     except OmegaConfBaseException as error:
         line = str(error).splitlines()[0]
         raise ConfigError.at(
-            f"recipe {name}", f"cannot resolve: {line}", "known keys in ${…}", "Mend the YAML."
+            where, f"cannot resolve: {line}", "known keys in ${…}", "Mend the YAML."
         ) from error
     return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
 

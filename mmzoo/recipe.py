@@ -84,9 +84,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> RecipeConfig:
     return schema.parse(RecipeConfig, tree)
 
 
-def from_dict(tree: dict[str, Any]) -> RecipeConfig:
-    """Check a resolved tree, such as the config.yaml of a run."""
-    return schema.parse(RecipeConfig, tree)
+def from_dict(tree: dict[str, Any], overrides: Sequence[str] = ()) -> RecipeConfig:
+    """Check a resolved tree, such as the config.yaml of a run, with overrides applied."""
+    return schema.parse(RecipeConfig, compose.override(RecipeConfig, tree, overrides, "recipe"))
 
 
 def build(
