@@ -78,15 +78,18 @@ class Built:
 
 def load(name: str, overrides: Sequence[str] = ()) -> RecipeConfig:
     """Compose a recipe by name or file, with overrides, and check it whole."""
-    tree = compose.compose(RecipeConfig, name, overrides)
-    for plugin in tree.get("plugins", []):
-        importlib.import_module(plugin)
-    return schema.parse(RecipeConfig, tree)
+    return _checked(compose.compose(RecipeConfig, name, overrides))
 
 
 def from_dict(tree: dict[str, Any], overrides: Sequence[str] = ()) -> RecipeConfig:
     """Check a resolved tree, such as the config.yaml of a run, with overrides applied."""
-    return schema.parse(RecipeConfig, compose.override(RecipeConfig, tree, overrides, "recipe"))
+    return _checked(compose.override(RecipeConfig, tree, overrides, "recipe"))
+
+
+def _checked(tree: dict[str, Any]) -> RecipeConfig:
+    for plugin in tree.get("plugins", []):
+        importlib.import_module(plugin)
+    return schema.parse(RecipeConfig, tree)
 
 
 def build(
