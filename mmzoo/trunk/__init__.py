@@ -3,7 +3,9 @@
 from mmzoo.registry import Row
 
 MIXERS = {
-    "attention": Row("mmzoo.trunk.attention:MultiHeadAttention", "multi-head softmax attention, Sub-LN optional"),
+    "attention": Row(
+        "mmzoo.trunk.attention:MultiHeadAttention", "multi-head softmax attention, Sub-LN optional"
+    ),
 }
 
 FEED_FORWARDS = {

@@ -7,6 +7,7 @@ to the block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmzoo import schema
+from mmzoo.errors import ConfigError
 from mmzoo.trunk.plan import SeqInfo
 
 Aux = dict[str, Tensor]
@@ -32,7 +34,11 @@ class InitFromMha(str, Enum):
 
 @dataclass
 class MixerContext:
-    """What a mixer or feed-forward may need beside the tokens. Token axes follow the packed buffer."""
+    """What a mixer or feed-forward may need beside the tokens. Token axes follow the packed buffer.
+
+    The trunk hands each layer a copy with its `layer` and `depth`; `stats` is the same dict for all of
+    them, keys by convention `<layer>/<name>`.
+    """
 
     layer: int = 0
     depth: int = 1
@@ -71,6 +77,32 @@ class TokenMixer(nn.Module, schema.Configurable):
         """Mix."""
         raise NotImplementedError
 
+    def prepare(self, seq: SeqInfo, layer: int) -> None:
+        """Derive what the layer needs from the plan, into `seq.cache`; called once a forward, before the
+        blocks.
+
+        Why: activation checkpointing runs a block twice, and both runs must do the same work.
+        """
+
+    def check(self, seq: SeqInfo) -> None:
+        """Raise where the plan asks for what the flags rule out."""
+        asked = {
+            "an additive bias": (bool(seq.biases), self.supports_bias, "supports_bias"),
+            "a causal mask": (seq.is_causal, self.supports_causal, "supports_causal"),
+            "a mask": (seq.mask_mod is not None, self.supports_mask, "supports_mask"),
+        }
+        for found, (wanted, able, flag) in asked.items():
+            if wanted and not able:
+                where, do = f"trunk.mixer ({type(self).__name__})", "Choose another mixer or switch it off."
+                raise ConfigError.at(where, found, f"a mixer with {flag}", do)
+
+    def flops(self, lengths: Sequence[int]) -> int:
+        """Return the FLOPs of one forward over segments of these lengths.
+
+        Math: 2 a weight a token, and 4 dim length^2 a segment. Mixers that do not attend fully override it.
+        """
+        return 2 * num_weights(self) * sum(lengths) + 4 * self.dim * sum(n * n for n in lengths)
+
     @classmethod
     def from_mha(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn the state dict of plain multi-head attention into this mixer's; raise where `init_from_mha`
@@ -95,3 +127,16 @@ class FeedForward(nn.Module, schema.Configurable):
     ) -> tuple[Float[Tensor, "t d"], Aux]:
         """Transform."""
         raise NotImplementedError
+
+    def flops(self, tokens: int) -> int:
+        """Return the FLOPs of one forward over so many tokens: 2 a weight a token, counting the weights
+        a token meets.
+        """
+        return 2 * num_weights(self) * tokens
+
+
+def num_weights(module: nn.Module) -> int:
+    """Count the entries of all matrices below `module` (biases, norms and gains multiply nothing worth
+    counting).
+    """
+    return sum(p.numel() for p in module.parameters() if p.ndim >= 2)

@@ -1,9 +1,12 @@
-"""The packed plan: where every token, modality and segment lies in the flat buffer; built on the host once a batch."""
+"""The packed plan: where every token, modality and segment lies in the flat buffer; built on the host
+once a batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -13,24 +16,31 @@ from torch import Tensor
 class Run:
     """Consecutive segments of one composition, so that one batched kernel serves them without padding.
 
-    Rows `start … start + count * length` of the attention order hold `count` segments of `length` tokens; `pieces`
-    gives each segment's (group, modality, length) parts in order, for block-diagonal bias and grids.
+    Rows `start … start + count * length` of the attention order hold `count` segments of `length`
+    tokens; `pieces` gives each segment's (group, modality, length) parts in order, for block-diagonal
+    bias and grids. `segment` is the number of the first one.
     """
 
     start: int
     count: int
     length: int
     pieces: tuple[tuple[int, str, int], ...]
+    segment: int = 0
 
 
 @dataclass(frozen=True)
 class SeqInfo:
     """The geometry of a packed buffer [t d], modality-major.
 
-    modality_slices: modality -> (first row, end row) in the buffer. runs: the segments in attention order.
-    order / inverse: permutation buffer -> attention order and back, None where the two agree.
-    cu_seqlens: int32 [s+1] in attention order, on the buffer's device; max_length: longest segment.
-    segment_of_row: int64 [t], the segment (in attention order) of each buffer row. grids: per segment, per piece.
+    modality_slices: modality -> (first row, end row) in the buffer. runs: the segments in attention
+    order. order / inverse: permutation buffer -> attention order and back, None where the two agree:
+    attention = buffer[order], buffer = attention[inverse]. cu_seqlens: int32 [s+1] in attention order,
+    on the buffer's device; max_length: longest segment. segment_of_row: int64 [t], the segment (in
+    attention order) of each buffer row. grids: per segment, per piece. mask_mod(segment, head, query,
+    key) -> True where a query may look at a key; positions count within the segment, arguments are
+    broadcastable integer tensors. biases: none, one tuple for all layers, or one a layer; each has an
+    additive logit tensor (1 or count, h, length, length), or None, for every run. cache: what is derived
+    from the plan once a forward and used by every layer (merged masks, block masks).
     """
 
     num_tokens: int
@@ -46,3 +56,20 @@ class SeqInfo:
     is_causal: bool = False
     mask_mod: Callable[..., Tensor] | None = None
     biases: tuple[tuple[Tensor | None, ...], ...] = ()
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def num_segments(self) -> int:
+        """Return how many segments the buffer holds."""
+        return sum(run.count for run in self.runs)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the length of each segment, in attention order."""
+        return [run.length for run in self.runs for _ in range(run.count)]
+
+    def bias(self, layer: int) -> tuple[Tensor | None, ...]:
+        """Return the additive logits of each run at a layer; empty where there are none at all."""
+        if not self.biases:
+            return ()
+        return self.biases[layer if len(self.biases) > 1 else 0]

@@ -1,0 +1,190 @@
+"""Attention over the segments of a packed buffer: the geometry, the table of backends and how one is chosen.
+
+`attend(qkv [t 3 h d], segments)` -> [t h d]: every token looks at the tokens of its own segment. All
+backends compute softmax(q k^T * scale + logits) v; they differ in speed, memory and in what they
+support:
+
+| backend  | device        | dtype     | bias / mask_mod | gradient of a bias | kernel
+|
+| segments | any           | any       | yes             | slow               | one batched SDPA a run
+|
+| bmm      | any           | any       | yes             | yes                | bmm-softmax-bmm, one
+autograd node |
+| varlen   | CUDA sm80+    | f16, bf16 | no              | -                  | torch.nn.attention.varlen
+|
+| flex     | CUDA          | any       | yes             | yes                | flex_attention, document
+mask      |
+| dense    | any           | any       | yes             | yes                | one t x t matrix (for
+tests)       |
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmzoo.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Backend(str, Enum):
+    """Which kernel computes attention; `auto` chooses by device, dtype and need."""
+
+    AUTO = "auto"
+    SEGMENTS = "segments"
+    BMM = "bmm"
+    VARLEN = "varlen"
+    FLEX = "flex"
+    DENSE = "dense"
+
+
+BACKENDS = {
+    Backend.SEGMENTS: "mmzoo.layers.attention_segments:attend_segments",
+    Backend.BMM: "mmzoo.layers.attention_bmm:attend_bmm",
+    Backend.VARLEN: "mmzoo.layers.attention_cuda:attend_varlen",
+    Backend.FLEX: "mmzoo.layers.attention_cuda:attend_flex",
+    Backend.DENSE: "mmzoo.layers.attention_segments:attend_dense",
+}
+"""Where each kernel is; imported when it is first used."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """`count` neighbouring segments of `length` tokens from row `start`; `segment` numbers the first of
+    them.
+    """
+
+    start: int
+    count: int
+    length: int
+    segment: int
+
+
+@dataclass
+class Segments:
+    """The geometry of a buffer in attention order, and what is added to its logits.
+
+    biases: empty, or for each span additive logits (1 or count, 1 or h, length, length), or None.
+    mask_mod(segment, head, query, key) -> True where a query may look; positions count within the segment.
+    cache: values derived once and used by every layer.
+    """
+
+    spans: Sequence[Span]
+    cu_seqlens: Int[Tensor, " s1"]
+    max_length: int
+    biases: Sequence[Tensor | None] = ()
+    is_causal: bool = False
+    mask_mod: Callable[..., Tensor] | None = None
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def has_bias(self) -> bool:
+        """Say whether anything but causality is added to the logits."""
+        return self.mask_mod is not None or any(bias is not None for bias in self.biases)
+
+    @property
+    def bias_needs_grad(self) -> bool:
+        """Say whether some bias is learned."""
+        return torch.is_grad_enabled() and any(
+            bias is not None and bias.requires_grad for bias in self.biases
+        )
+
+    def logits(self, heads: int, device: torch.device) -> tuple[Tensor | None, ...]:
+        """Return for each span what is added to its logits: bias, and minus infinity where masks forbid.
+
+        Shape: (1 or count, 1 or h, length, length), None where nothing is added.
+        """
+        if "logits" not in self.cache:
+            biases = self.biases or (None,) * len(self.spans)
+            masks = [self._mask(span, heads, device) for span in self.spans]
+            self.cache["logits"] = tuple(_merge(b, m) for b, m in zip(biases, masks, strict=True))
+        return self.cache["logits"]
+
+    def _mask(self, span: Span, heads: int, device: torch.device) -> Tensor | None:
+        if self.mask_mod is None and not self.is_causal:
+            return None
+        place = torch.arange(span.length, device=device)
+        query, key = place[:, None], place[None, :]
+        allowed = (
+            (query >= key)[None, None]
+            if self.is_causal
+            else torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        )
+        if self.mask_mod is not None:
+            segment = torch.arange(span.segment, span.segment + span.count, device=device)[
+                :, None, None, None
+            ]
+            head = torch.arange(heads, device=device)[:, None, None]
+            allowed = allowed & self.mask_mod(segment, head, query, key)
+        return allowed.expand(-1, -1, span.length, span.length)
+
+
+def _merge(bias: Tensor | None, allowed: Tensor | None) -> Tensor | None:
+    if allowed is None:
+        return bias
+    if bias is None:
+        return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+    return torch.where(allowed, bias, bias.new_full((), -torch.inf))
+
+
+def choose(device_type: str, dtype: torch.dtype, *, needs_bias: bool, bias_grad: bool) -> Backend:
+    """Choose the fastest backend that can do it.
+
+    Why: measured on CPU (performance.md section 1): SDPA is best in f32; bmm beats the flash kernel 2-5
+    times in 16-bit training, and SDPA has no fast gradient for a bias. On CUDA the flash kernel takes no
+    bias.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    if device_type == "cuda":
+        return Backend.VARLEN if half and not needs_bias else Backend.FLEX
+    return Backend.BMM if bias_grad or (half and device_type == "cpu") else Backend.SEGMENTS
+
+
+def attend(
+    qkv: Float[Tensor, "t 3 h d"],
+    segments: Segments,
+    *,
+    backend: Backend = Backend.AUTO,
+    scale: float | None = None,
+) -> Float[Tensor, "t h d"]:
+    """Attend within each segment. scale: default 1 / sqrt(d)."""
+    if qkv.shape[0] == 0:
+        return qkv[:, 0]
+    if backend is Backend.AUTO:
+        backend = choose(
+            qkv.device.type, qkv.dtype, needs_bias=segments.has_bias, bias_grad=segments.bias_needs_grad
+        )
+        _announce(backend, qkv.device.type, qkv.dtype, segments.has_bias)
+    return kernel(backend)(qkv, segments, qkv.shape[3] ** -0.5 if scale is None else scale)
+
+
+@functools.cache
+def kernel(backend: Backend) -> Callable[[Tensor, Segments, float], Tensor]:
+    """Import and return the function behind a backend."""
+    if backend not in BACKENDS:
+        known = ", ".join(b.value for b in BACKENDS)
+        raise ConfigError.at("attention backend", repr(backend.value), f"one of {known}", "Choose one.")
+    module, _, name = BACKENDS[backend].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def _announce(backend: Backend, device_type: str, dtype: torch.dtype, has_bias: bool) -> None:  # noqa: FBT001 logged
+    kind = str(dtype).removeprefix("torch.")
+    log.info(
+        "attention backend: %s (%s, %s, %s bias)",
+        backend.value,
+        device_type,
+        kind,
+        "with" if has_bias else "no",
+    )

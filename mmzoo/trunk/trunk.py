@@ -1,0 +1,186 @@
+"""The trunk: a stack of blocks over one packed buffer, a final norm, and sequences in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmzoo import schema
+from mmzoo.batch import TokenSequence
+from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.layers.drop_path import drop_path_rates
+from mmzoo.layers.init import init_weights
+from mmzoo.layers.norms import ModalityNorm
+from mmzoo.trunk.base import Aux, MixerContext
+from mmzoo.trunk.block import Block, BlockConfig, Checkpointing
+from mmzoo.trunk.packing import pack, unpack
+from mmzoo.trunk.plan import SeqInfo
+
+
+class FinalNorm(str, Enum):
+    """The norm after the last block."""
+
+    PER_MODALITY = "per_modality"
+    SHARED = "shared"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class TrunkOutput:
+    """The trunk's answer: sequences nested as they were given, mean over layers of each aux scalar, free
+    statistics.
+    """
+
+    groups: list[list[TokenSequence]]
+    aux: Aux
+    stats: dict[str, Any]
+
+
+class Trunk(nn.Module, schema.Configurable):
+    """Reads every pass of a step in one packed buffer.
+
+    groups: each is one pass; several sequences in a group are joint. Padding is neither computed nor seen.
+    Weights: `blocks.<i>.*`, `norm.norms.<modality>.*` (per_modality) or `norm.*` (shared).
+    Ref: ONE-PEACE section 3.1.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(BlockConfig):
+        """Size of the trunk and what its blocks consist of."""
+
+        dim: int = 256
+        """width of the residual stream"""
+        depth: int = 6
+        """number of blocks"""
+        num_heads: int = 4
+        """attention heads; dim is split evenly over them"""
+        drop_path_prob: float = 0.0
+        """probability of leaving out a branch for a sample, at the last layer; rises linearly from 0"""
+        final_norm: FinalNorm = FinalNorm.PER_MODALITY
+        """norm after the last block"""
+
+        def __post_init__(self) -> None:
+            """Check sizes and probability."""
+            faults = [
+                (
+                    self.dim < 1 or self.num_heads < 1 or self.dim % max(self.num_heads, 1) != 0,
+                    "trunk.num_heads",
+                    f"{self.num_heads} heads for dim {self.dim}",
+                    "a divisor of dim",
+                    "Change either.",
+                ),
+                (self.depth < 0, "trunk.depth", str(self.depth), "0 or more", "Give a number of blocks."),
+                (
+                    not 0.0 <= self.drop_path_prob < 1.0,
+                    "trunk.drop_path_prob",
+                    str(self.drop_path_prob),
+                    "0 <= p < 1",
+                    "Give a probability.",
+                ),
+            ]
+            lines = [str(ConfigError.at(*rest)) for wrong, *rest in faults if wrong]
+            if lines:
+                raise ConfigError("\n".join(lines))
+
+    def __init__(self, config: Config, *, modalities: tuple[str, ...]) -> None:
+        """Build the blocks with ONE-PEACE's initial weights."""
+        super().__init__()
+        self.config, self.modalities = config, tuple(modalities)
+        dim = config.dim
+        self.blocks = nn.ModuleList(
+            Block(
+                config, dim=dim, num_heads=config.num_heads, modalities=self.modalities, drop_path_prob=prob
+            )
+            for prob in drop_path_rates(config.drop_path_prob, config.depth)
+        )
+        self.norm: nn.Module | None = None
+        if config.final_norm is FinalNorm.PER_MODALITY:
+            self.norm = ModalityNorm(dim, self.modalities, eps=config.norm_eps)
+        elif config.final_norm is FinalNorm.SHARED:
+            self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        init_weights(self)
+
+    def forward(
+        self,
+        groups: Sequence[Sequence[TokenSequence]],
+        ctx: MixerContext | None = None,
+        *,
+        is_causal: bool = False,
+        mask_mod: Callable[..., Tensor] | None = None,
+    ) -> TrunkOutput:
+        """Run all passes; `is_causal` and `mask_mod` (see SeqInfo) narrow what tokens see within their
+        segment.
+        """
+        packed = pack(groups, self.modalities, is_causal=is_causal, mask_mod=mask_mod)
+        ctx = ctx or MixerContext(training=self.training)
+        x, aux = self.run(packed.buffer, packed.seq, ctx)
+        return TrunkOutput(unpack(x, packed, groups), aux, ctx.stats)
+
+    def run(
+        self, x: Float[Tensor, "t d"], seq: SeqInfo, ctx: MixerContext
+    ) -> tuple[Float[Tensor, "t d"], Aux]:
+        """Run the blocks and the final norm over a packed buffer."""
+        self._check(x, seq)
+        if not seq.num_tokens:
+            return x, {}
+        blocks = self._blocks()
+        for layer, block in enumerate(blocks):
+            block.mixer.prepare(seq, layer)
+        sums: dict[str, list[Tensor]] = {}
+        for layer, block in enumerate(blocks):
+            own = dataclasses.replace(ctx, layer=layer, depth=len(blocks), training=self.training)
+            x, aux = block(x, seq=seq, ctx=own)
+            for name, value in aux.items():
+                sums.setdefault(name, []).append(value)
+        if isinstance(self.norm, ModalityNorm):
+            x = self.norm(x, seq.modality_slices)
+        elif self.norm is not None:
+            x = self.norm(x)
+        return x, {name: torch.stack(values).mean() for name, values in sums.items()}
+
+    def set_checkpointing(self, mode: Checkpointing | str) -> None:
+        """Choose what the blocks recompute in the backward pass: none, block, ffn."""
+        for block in self._blocks():
+            block.checkpointing = Checkpointing(mode)
+
+    def compile_blocks(self) -> None:
+        """Compile every block with torch.compile, sizes dynamic; attention kernels stay eager."""
+        for block in self._blocks():
+            block.compile(dynamic=True)
+
+    def num_params(self) -> int:
+        """Count the parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops(self, lengths: Sequence[int]) -> int:
+        """Return the FLOPs of one forward over segments of these lengths (training costs three times that).
+
+        Math: for gelu and hidden = 4 dim, depth * (24 dim^2 sum(l) + 4 dim sum(l^2)); geglu has 8 dim^2
+        more a token.
+        """
+        return sum(block.mixer.flops(lengths) + block.ffn.flops(sum(lengths)) for block in self._blocks())
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def _check(self, x: Tensor, seq: SeqInfo) -> None:
+        if x.shape[1] != self.config.dim:
+            raise ShapeError.at(
+                "trunk", f"tokens of width {x.shape[1]}", f"{self.config.dim}", "Match the adapters."
+            )
+        if len(seq.biases) not in (0, 1, len(self.blocks)):
+            found, expected = f"{len(seq.biases)} biases", f"none, one, or {len(self.blocks)} (one a layer)"
+            raise ShapeError.at("trunk", found, expected, "Mend the adapter's relative bias.")
+        for bias in seq.biases[0] if seq.biases else ():
+            if bias is not None and bias.shape[1] not in (1, self.config.num_heads):
+                found, expected = f"a bias for {bias.shape[1]} heads", f"{self.config.num_heads}"
+                raise ShapeError.at("trunk", found, expected, "Build the adapter with the trunk's num_heads.")
+        for block in self._blocks():
+            block.mixer.check(seq)
