@@ -1,8 +1,11 @@
-"""What every datamodule is: map-style splits of Samples, and loaders whose place can be saved and found again."""
+"""What every datamodule is: map-style splits of Samples, and loaders whose place can be saved and found
+again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,16 +13,28 @@ import pytorch_lightning as pl
 from mmzoo import schema
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.loader import LoaderConfig, ResumableLoader, SampleSource
+from mmzoo.errors import ConfigError
 from mmzoo.modalities.base import Preprocess
 
 
 class DataModule(pl.LightningDataModule, schema.Configurable):
-    """Subclasses nest Config (with `loader: LoaderConfig`), and give `info()` and `source(split)`.
+    """Subclasses nest Config (with `loader: LoaderConfig`), and give `info()`, `source(split)` and
+    `fake(folder)`.
 
-    Splits are `train`, `val` and `test`; `val` is carved from the training part and serves selection, `test` is what
-    is reported. `preprocesses` maps a modality name of the model to its Preprocess; modalities the model lacks are
-    not decoded. Every file that cannot be read is skipped, counted and named; the run fails past `max_bad_share`.
+    Splits are `train`, `val` and `test`; `val` is carved from the training part and serves selection,
+    `test` is what is reported. `preprocesses` maps a modality name of the model to its Preprocess;
+    modalities the model lacks are not decoded. Every file that cannot be read is skipped, counted and
+    named; the run fails past `max_bad_share`.
     """
+
+    @dataclass(kw_only=True)
+    class Config(schema.Config):
+        """Options that all data sets share."""
+
+        loader: LoaderConfig = field(default_factory=LoaderConfig)
+        """How batches are made."""
+        get: str = ""
+        """How to come by the data, in words: what the error says where they are missing."""
 
     def __init__(self, config: Any, preprocesses: Mapping[str, Preprocess], *, seed: int = 0) -> None:
         """Keep the options; read nothing yet."""
@@ -28,19 +43,28 @@ class DataModule(pl.LightningDataModule, schema.Configurable):
         self._loaders: dict[str, ResumableLoader] = {}
 
     def info(self) -> DataInfo:
-        """Say what the data hold (class names, subjects and voxel counts, sample counts); reads as little as it can."""
+        """Say what the data hold (class names, subjects, counts, modalities); reads as little as it can."""
         raise NotImplementedError
 
     def source(self, split: str) -> SampleSource:
-        """Return the samples of a split: `len()`, and `get(i, generator)` -> Sample (generator None: no augmentation)."""
+        """Return the samples of a split: `len()` and `get(i, generator)` (generator None: no
+        augmentation)."""
+        raise NotImplementedError
+
+    @classmethod
+    def fake(cls, folder: Path) -> Any:
+        """Write a tiny data set of this format into a folder and return the Config that reads it."""
         raise NotImplementedError
 
     def _loader(self, split: str) -> ResumableLoader:
         if split not in self._loaders:
-            options: LoaderConfig = self.config.loader
-            source = self.source("train" if split == "reference" else split)
-            self._loaders[split] = ResumableLoader(source, options, train=split == "train", seed=self.seed)
+            self._loaders[split] = self.make_loader(split)
         return self._loaders[split]
+
+    def make_loader(self, split: str) -> ResumableLoader:
+        """Make the loader of a split; `reference` is the training split in order, without augmentation."""
+        source = self.source("train" if split == "reference" else split)
+        return ResumableLoader(source, self.config.loader, train=split == "train", seed=self.seed)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the training loader (shuffled anew each epoch by seed and epoch)."""
@@ -55,5 +79,12 @@ class DataModule(pl.LightningDataModule, schema.Configurable):
         return self._loader("test")
 
     def loader(self, split: str) -> ResumableLoader:
-        """Return the loader of any split by name; `reference` is the training split in order, without augmentation."""
+        """Return the loader of train, val, test or reference (train in order, without augmentation)."""
         return self._loader(split)
+
+    def check_modalities(self, found: tuple[str, ...], where: str) -> None:
+        """Raise ConfigError where the data have none of the modalities that the model reads."""
+        if self.preprocesses and not set(found) & set(self.preprocesses):
+            expected = f"one of the model's ({', '.join(self.preprocesses)})"
+            do = "Choose another model, or say what the files are (data.modality=…)."
+            raise ConfigError.at(where, f"modalities {', '.join(found) or 'none'}", expected, do)

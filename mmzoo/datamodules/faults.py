@@ -27,11 +27,13 @@ class Fault:
 
 @contextmanager
 def decoding(name: str) -> Generator[None]:
-    """Turn whatever a decoder raises on damaged content into a DataError that names the file."""
+    """Make whatever a decoder raises on damaged content a DataError that names the file."""
     try:
         yield
-    except MmzooError:
-        raise
+    except MmzooError as error:
+        if name.rpartition("/")[2] in str(error):
+            raise
+        raise DataError(f"{name}: {error}") from error
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError.at(name, f"unreadable ({reason})", "an intact file", "Mend or remove it.") from error

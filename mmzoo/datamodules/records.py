@@ -1,0 +1,188 @@
+"""A record says where a sample's parts lie; a RecordSource reads, decodes and preprocesses them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmzoo.batch import Item, Sample
+from mmzoo.datamodules.faults import decoding
+from mmzoo.datamodules.files import Files
+from mmzoo.errors import DataError
+from mmzoo.modalities.base import Preprocess
+from mmzoo.modalities.fmri import SUBJECT_IN_NAME, FmriPreprocess
+
+Label = str | tuple[str, ...]
+"""A class name, or the names of all classes that hold (multi-label)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample before it is read: files and phrasings by modality, labels by target."""
+
+    id: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    subject: str | None = None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Return the names of the modalities it has."""
+        return (*self.files, *self.texts)
+
+
+class Records(Protocol):
+    """Records by number."""
+
+    def __len__(self) -> int:
+        """Return how many."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Record:
+        """Return one."""
+        ...
+
+
+class Cache(str, Enum):
+    """What stays in memory between epochs."""
+
+    NONE = "none"
+    BYTES = "bytes"
+    DECODED = "decoded"
+
+
+class Vocabulary:
+    """Class names by target: turns a label into the tensor that a Sample carries."""
+
+    def __init__(self, labels: Mapping[str, tuple[str, ...]]) -> None:
+        """Number the names in the order given."""
+        self.labels = dict(labels)
+        self._index = {t: {name: i for i, name in enumerate(names)} for t, names in labels.items()}
+
+    @classmethod
+    def of(cls, records: Iterable[Record], order: Sequence[str] = ()) -> Vocabulary:
+        """Collect the names that records use: those in `order` first, then in natural order (2 before 10)."""
+        found: dict[str, set[str]] = {}
+        for record in records:
+            for target, label in record.labels.items():
+                found.setdefault(target, set()).update((label,) if isinstance(label, str) else label)
+        rank = {name: i for i, name in enumerate(order)}
+
+        def place(name: str) -> tuple[int, list[tuple[int, int, str]]]:
+            return rank.get(name, len(rank)), natural_key(name)
+
+        return cls({t: tuple(sorted(names, key=place)) for t, names in found.items()})
+
+    def tensor(self, target: str, label: Label, where: str) -> Tensor:
+        """Return the class index () int64, or for several names a vector (classes,) of ones and zeros."""
+        index = self._index[target]
+        names = (label,) if isinstance(label, str) else label
+        for name in names:
+            if name not in index:
+                expected = f"one of its {len(index)} classes"
+                raise DataError.at(where, f"{target} {name!r}", expected, "Add the class, or mend the label.")
+        if isinstance(label, str):
+            return torch.tensor(index[label])
+        vector = torch.zeros(len(index))
+        vector[[index[name] for name in names]] = 1.0
+        return vector
+
+
+class RecordSource:
+    """The samples of one split as records over files; modalities without a Preprocess are not read."""
+
+    def __init__(
+        self,
+        records: Records,
+        files: Files,
+        preprocesses: Mapping[str, Preprocess],
+        vocabulary: Vocabulary,
+        *,
+        name: str = "",
+        cache: Cache = Cache.NONE,
+    ) -> None:
+        """Read nothing yet, unless the cache wants bytes: `MemoryFiles` does that for the caller."""
+        self.records, self.files, self.preprocesses = records, files, preprocesses
+        self.vocabulary, self.name, self.cache = vocabulary, name, cache
+        self._decoded: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.records)
+
+    def get(self, index: int, generator: torch.Generator | None) -> Sample:
+        """Read one sample."""
+        return self.build(self.records[index], generator)
+
+    def build(self, record: Record, generator: torch.Generator | None) -> Sample:
+        """Read the parts of a record; the first that cannot be read raises DataError."""
+        inputs: dict[str, Item] = {}
+        for modality, preprocess in self.preprocesses.items():
+            if modality in record.files:
+                name = record.files[modality]
+                with decoding(f"{self.files.root.name}/{name}"):
+                    raw = self._raw(preprocess, name)
+                    if record.subject is not None and hasattr(raw, "subject"):
+                        raw = dataclasses.replace(raw, subject=record.subject)
+                    item = preprocess(raw, generator=generator)
+            elif modality in record.texts:
+                item = preprocess(choose(record.texts[modality], generator), generator=generator)
+            else:
+                continue
+            inputs[modality] = item
+        targets = {t: self.vocabulary.tensor(t, label, record.id) for t, label in record.labels.items()}
+        return Sample(record.id, inputs, targets)
+
+    def _raw(self, preprocess: Preprocess, name: str) -> Any:
+        if name in self._decoded:
+            return self._decoded[name]
+        raw = preprocess.decode(self.files.read(name), name)
+        if self.cache is Cache.DECODED:
+            if hasattr(raw, "load"):
+                raw.load()  # PIL decodes at the first use: once, here
+            self._decoded[name] = raw
+        return raw
+
+
+def choose(phrasings: Sequence[str], generator: torch.Generator | None) -> str:
+    """Return one phrasing at random in training, the first in evaluation."""
+    if generator is None or len(phrasings) == 1:
+        return phrasings[0]
+    return phrasings[int(torch.randint(len(phrasings), (), generator=generator))]
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sorting key by which numbers inside names count as numbers."""
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name) if p]
+
+
+def count_voxels(
+    parts: Iterable[tuple[Files, Iterable[Record]]], preprocesses: Mapping[str, Preprocess]
+) -> dict[str, int]:
+    """Return fMRI subject -> number of voxels, read from one scan of each subject."""
+    brains = [m for m, p in preprocesses.items() if isinstance(p, FmriPreprocess)]
+    found: dict[str, int] = {}
+    for files, records in parts if brains else ():
+        for record in records:
+            for modality in brains:
+                name = record.files.get(modality)
+                subject = record.subject or _subject_in(name) if name else None
+                if name and subject and subject not in found:
+                    with decoding(name):
+                        found[subject] = (
+                            preprocesses[modality].decode(files.read(name), name).values.shape[-1]
+                        )
+    return found
+
+
+def _subject_in(name: str) -> str | None:
+    match = SUBJECT_IN_NAME.search(name)
+    return match[0] if match else None
