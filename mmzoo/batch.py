@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
@@ -215,6 +216,17 @@ class TokenSequence:
     def mask(self) -> Bool[Tensor, "k n"]:
         """Return `valid` on the tokens' device."""
         return self.valid.to(self.tokens.device, non_blocking=True)
+
+
+class PredictionKind(str, Enum):
+    """What a head gives, and what an objective or a metric reads."""
+
+    VECTORS = "vectors"
+    """(k, e) unit vectors"""
+    CLASSES = "classes"
+    """(k, classes) logits, of which one is right"""
+    LABELS = "labels"
+    """(k, labels) logits, each a question of its own"""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from mmzoo.registry import Row
 
 TABLE = {
-    "contrastive": Row("mmzoo.heads.contrastive:ContrastiveHead", "pooled, projected, L2-normalised, with temperature"),
+    "contrastive": Row(
+        "mmzoo.heads.contrastive:ContrastiveHead", "pooled, projected, L2-normalised, with temperature"
+    ),
     "linear": Row("mmzoo.heads.classifier:LinearHead", "pooled -> class logits"),
     "mlp": Row("mmzoo.heads.classifier:MlpHead", "pooled -> hidden layer -> class logits"),
     "multilabel": Row("mmzoo.heads.classifier:MultiLabelHead", "pooled -> one independent logit a label"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from mmzoo import schema
-from mmzoo.batch import DataInfo, Prediction, TokenSequence
+from mmzoo.batch import DataInfo, Prediction, PredictionKind, TokenSequence
 
 
 class Head(nn.Module, schema.Configurable):
@@ -15,8 +15,10 @@ class Head(nn.Module, schema.Configurable):
     `image+text`).
 
     For a joint pass the sequence is already joined by sample: its first real token is the CLS of the first
-    modality that the sample has.
+    modality that the sample has. `gives` says what its predictions are.
     """
+
+    gives: ClassVar[PredictionKind]
 
     def __init__(self, config: Any, *, dim: int, passes: tuple[str, ...]) -> None:
         """Keep the options, the trunk's width and the passes."""

@@ -1,4 +1,5 @@
-"""The contrastive head: one unit vector a row, comparable between passes, and the temperature to compare them with."""
+"""The contrastive head: one unit vector a row, comparable between passes, and the temperature to compare them
+with."""
 
 from __future__ import annotations
 
@@ -48,9 +49,13 @@ class ContrastiveHead(Head):
             """Check the ranges."""
             if not 1 <= self.scale_init <= self.scale_max:
                 found = f"{self.scale_init:g} with scale_max {self.scale_max:g}"
-                raise ConfigError.at("scale_init", found, "1 <= scale_init <= scale_max", "CLIP uses 14.3 and 100.")
+                raise ConfigError.at(
+                    "scale_init", found, "1 <= scale_init <= scale_max", "CLIP uses 14.3 and 100."
+                )
             if self.embed_dim < 0:
-                raise ConfigError.at("embed_dim", str(self.embed_dim), "0 or a positive width", "Use 0: the trunk's.")
+                raise ConfigError.at(
+                    "embed_dim", str(self.embed_dim), "0 or a positive width", "Use 0: the trunk's."
+                )
 
     gives: ClassVar[PredictionKind] = PredictionKind.VECTORS
     is_embedding: ClassVar[bool] = True
@@ -75,9 +80,8 @@ class ContrastiveHead(Head):
         values = F.normalize(vectors.float(), dim=-1, eps=1e-12)
         highest = math.log(self.config.scale_max)
         if self.training:
-            # in place, so that a scale past the bound still gets its gradient; on `.data`, since the head runs once a
-            # pass and autograd must not see the parameter change between passes
+            # compat(onepeace): in place, so that a scale past the bound still gets its gradient; on `.data`, as the
+            # head runs once a pass and autograd must not see the parameter change between passes
             self.log_scale.data.clamp_(0.0, highest)
         scale = self.log_scale.clamp(0.0, highest).exp()
         return Prediction(values, sequence.index, scale, self.offset)
-

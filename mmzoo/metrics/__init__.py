@@ -4,9 +4,15 @@ from mmzoo.registry import Row
 
 TABLE = {
     "accuracy": Row("mmzoo.metrics.classify:Accuracy", "top-k and mean-class accuracy, confusion matrix"),
-    "map": Row("mmzoo.metrics.classify:MeanAveragePrecision", "macro mean average precision of multi-label scores"),
-    "retrieval": Row("mmzoo.metrics.retrieval:Retrieval", "recall@k and median rank of every ordered pair of passes"),
+    "map": Row(
+        "mmzoo.metrics.classify:MeanAveragePrecision", "macro mean average precision of multi-label scores"
+    ),
+    "retrieval": Row(
+        "mmzoo.metrics.retrieval:Retrieval", "recall@k and median rank of every ordered pair of passes"
+    ),
     "knn": Row("mmzoo.metrics.probe:Knn", "weighted k-nearest-neighbour accuracy on frozen embeddings"),
-    "linear_probe": Row("mmzoo.metrics.probe:LinearProbe", "ridge-regression probe accuracy on frozen embeddings"),
+    "linear_probe": Row(
+        "mmzoo.metrics.probe:LinearProbe", "ridge-regression probe accuracy on frozen embeddings"
+    ),
     "zero_shot": Row("mmzoo.metrics.zero_shot:ZeroShot", "accuracy against embeddings of class-name prompts"),
 }

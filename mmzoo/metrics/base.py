@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import Batch, DataInfo, Prediction
+from mmzoo.batch import Batch, DataInfo, Prediction, PredictionKind
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class Metric(schema.Configurable):
     """`state = update(…)` for each batch, `merge` them (batches, then ranks), `compute` once.
 
     A state is a picklable value on the host. Results are named `<figure>` or `<pass>/<figure>`; the learner
-    prefixes the task.
+    prefixes the task. `reads` says which predictions it takes.
     """
 
+    reads: ClassVar[PredictionKind]
     needs_reference: bool = False
     needs_class_vectors: bool = False
 

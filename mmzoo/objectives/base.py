@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from mmzoo import schema
-from mmzoo.batch import Batch, Prediction
+from mmzoo.batch import Batch, Prediction, PredictionKind
 from mmzoo.state import LossState
 
 
@@ -15,8 +16,10 @@ class Objective(schema.Configurable):
     Under several processes it returns this rank's share, with rows of other ranks gathered where the
     mathematics needs them, so that sum over ranks of `total.sum` divided by the sum of `total.count` is the
     whole batch's loss, and the sum over ranks of the gradients of `total.sum` is its gradient times that
-    count.
+    count. `reads` says which predictions it takes.
     """
+
+    reads: ClassVar[PredictionKind]
 
     def passes(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Name the passes whose predictions it needs, given the model's modalities; empty means whatever the

@@ -1,0 +1,173 @@
+"""Heads that give logits: linear, with one hidden layer, and multi-label. All passes of a task share one
+classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from mmzoo import schema
+from mmzoo.batch import DataInfo, Prediction, PredictionKind, TokenSequence
+from mmzoo.errors import ConfigError, close_matches
+from mmzoo.heads.base import Head
+from mmzoo.heads.pooling import Pooling, build_pool
+
+
+@dataclass(kw_only=True)
+class ClassifierConfig(schema.Config):
+    """What all classifiers share."""
+
+    num_classes: int = 0
+    """number of classes or labels; 0: as many as the data set names for the task's target"""
+    pooling: Pooling = Pooling.MEAN
+    """how tokens become one vector: cls, mean or attention"""
+    pool_heads: int = 4
+    """heads of attention pooling"""
+    dropout_prob: float = 0.0
+    """probability of zeroing a feature before the last layer, in training"""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.num_classes < 0:
+            raise ConfigError.at(
+                "num_classes", str(self.num_classes), "0 or more", "Use 0: as many as the data has."
+            )
+        if not 0 <= self.dropout_prob < 1:
+            raise ConfigError.at(
+                "dropout_prob", str(self.dropout_prob), "a probability in [0, 1)", "Try 0.1."
+            )
+
+
+class Classifier(Head):
+    """Pools and applies `self.layers`; subclasses make those.
+
+    Shape: tokens (k n d) -> values (k, classes), logits in float32.
+    """
+
+    Config = ClassifierConfig
+    gives: ClassVar[PredictionKind] = PredictionKind.CLASSES
+
+    def __init__(self, config: Any, *, dim: int, passes: tuple[str, ...]) -> None:
+        """Build the pool and the layers; the number of classes must be known by now."""
+        super().__init__(config, dim=dim, passes=passes)
+        if config.num_classes < 1:
+            do = "Set it, or give the task a target that the data set has labels for."
+            raise ConfigError.at("head.num_classes", "0", "a number of classes", do)
+        self.pool = build_pool(config.pooling, dim, config.pool_heads)
+        self.layers = self.build_layers()
+
+    def build_layers(self) -> nn.Module:
+        """Return the module from pooled features to logits."""
+        raise NotImplementedError
+
+    def forward(self, sequence: TokenSequence, pass_name: str) -> Prediction:
+        """Return the logits of the rows of one pass."""
+        del pass_name
+        return Prediction(self.layers(self.pool(sequence)).float(), sequence.index)
+
+    @classmethod
+    def resolve(cls, config: Any, info: DataInfo, target: str) -> Any:
+        """Fill an open `num_classes` from the labels of `target`; raise where a given one contradicts
+        them."""
+        labels = info.labels.get(target)
+        if labels is None:
+            if config.num_classes:
+                return config
+            do = (
+                close_matches(target, info.labels)
+                if target
+                else f"Set the task's target, e.g. {_first(info)}."
+            )
+            raise ConfigError.at("head", f"no labels of target {target!r}", "a label of the data set", do)
+        if config.num_classes not in (0, len(labels)):
+            found = f"{config.num_classes}, but target {target!r} has {len(labels)}"
+            raise ConfigError.at(
+                "head.num_classes", found, "the same number", "Set it to 0 to follow the data."
+            )
+        return dataclasses.replace(config, num_classes=len(labels))
+
+
+class LinearHead(Classifier):
+    """Pooled features -> dropout -> linear."""
+
+    @dataclass(kw_only=True)
+    class Config(ClassifierConfig):
+        """Sizes."""
+
+    def build_layers(self) -> nn.Module:
+        """Return the linear layer."""
+        last = nn.Linear(self.dim, self.config.num_classes)
+        nn.init.trunc_normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(nn.Dropout(self.config.dropout_prob), last)
+
+
+class MlpHead(Classifier):
+    """Pooled features -> linear to ratio · d -> LayerNorm -> GELU -> dropout -> linear.
+
+    Ref: ONE-PEACE's classification head (ratio 2 in its released checkpoints).
+    """
+
+    @dataclass(kw_only=True)
+    class Config(ClassifierConfig):
+        """Sizes."""
+
+        ratio: float = 2.0
+        """width of the hidden layer over the trunk's"""
+
+        def __post_init__(self) -> None:
+            """Check the ratio too."""
+            super().__post_init__()
+            if not self.ratio > 0:
+                raise ConfigError.at("ratio", str(self.ratio), "a positive number", "ONE-PEACE uses 2.")
+
+    def build_layers(self) -> nn.Module:
+        """Return the two layers."""
+        hidden = max(1, round(self.config.ratio * self.dim))
+        return nn.Sequential(
+            nn.Linear(self.dim, hidden),
+            nn.LayerNorm(hidden),
+            nn.GELU(),
+            nn.Dropout(self.config.dropout_prob),
+            nn.Linear(hidden, self.config.num_classes),
+        )
+
+
+class MultiLabelHead(Classifier):
+    """Pooled features -> dropout -> linear; each logit is a yes-no question of its own.
+
+    Math: the bias starts at ln(p / (1 - p)), p = prior_prob, so that rare labels do not flood the first
+    steps.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(ClassifierConfig):
+        """Sizes and start value."""
+
+        prior_prob: float = 0.5
+        """probability that every label starts from; near the share of positives for rare labels"""
+
+        def __post_init__(self) -> None:
+            """Check the prior too."""
+            super().__post_init__()
+            if not 0 < self.prior_prob < 1:
+                raise ConfigError.at(
+                    "prior_prob", str(self.prior_prob), "a probability in (0, 1)", "Try 0.01."
+                )
+
+    gives: ClassVar[PredictionKind] = PredictionKind.LABELS
+
+    def build_layers(self) -> nn.Module:
+        """Return the linear layer."""
+        last = nn.Linear(self.dim, self.config.num_classes)
+        nn.init.trunc_normal_(last.weight, std=0.02)
+        nn.init.constant_(last.bias, math.log(self.config.prior_prob / (1 - self.config.prior_prob)))
+        return nn.Sequential(nn.Dropout(self.config.dropout_prob), last)
+
+
+def _first(info: DataInfo) -> str:
+    return next(iter(info.labels), "one it has")

@@ -1,0 +1,98 @@
+"""The state that the metrics share: arrays with one row a sample, kept by pass and by sample id.
+ Samples that come twice (a sampler that pads the last batch of a rank, an overlap of shards) count once,
+however the states were merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmzoo.batch import Batch, Prediction
+from mmzoo.errors import ConfigError, ShapeError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of equal length by name, and the id of each row. Ids may repeat until `once()`."""
+
+    ids: tuple[str, ...]
+    columns: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.ids)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return a column."""
+        return self.columns[name]
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """Return the given rows."""
+        return Rows(tuple(self.ids[i] for i in rows), {k: c[rows] for k, c in self.columns.items()})
+
+
+RowsByPass = dict[str, tuple[Rows, ...]]
+"""The state: for each pass the rows of every batch seen; joined only at the end, so that merging copies
+nothing."""
+
+
+def merge(a: RowsByPass, b: RowsByPass) -> RowsByPass:
+    """Join two states; passes keep the order of the state that has more of them."""
+    first, second = (a, b) if len(a) >= len(b) else (b, a)
+    return {p: a.get(p, ()) + b.get(p, ()) for p in {**first, **second}}
+
+
+def joined(parts: tuple[Rows, ...]) -> Rows:
+    """Return all rows, each sample once (as first seen)."""
+    ids = [i for part in parts for i in part.ids]
+    first = {sample: row for row, sample in reversed(list(enumerate(ids)))}
+    keep = np.sort(np.fromiter(first.values(), dtype=np.int64, count=len(first)))
+    columns = {k: np.concatenate([part[k] for part in parts]) for k in parts[0].columns} if parts else {}
+    whole = Rows(tuple(ids), columns)
+    return whole if len(keep) == len(ids) else whole.take(keep)
+
+
+def by_pass(state: RowsByPass) -> dict[str, Rows]:
+    """Return the joined rows of every pass that has any."""
+    found = {p: joined(parts) for p, parts in state.items()}
+    return {p: rows for p, rows in found.items() if len(rows)}
+
+
+def plain(name: str, prediction: Prediction, batch: Batch) -> Rows:
+    """Return the predictions of one pass as a column `values` (float32)."""
+    values = prediction.values.detach().float().cpu().numpy()
+    if values.ndim != 2:
+        raise ShapeError.at(
+            f"metric/{name}", f"predictions {values.shape}", "(rows, width)", "Use another head."
+        )
+    return Rows(tuple(batch.ids[i] for i in prediction.index.tolist()), {"values": values})
+
+
+def labelled(name: str, prediction: Prediction, batch: Batch, target: str) -> Rows:
+    """Return `values` and `labels` of those rows of one pass that have the label."""
+    if not target:
+        raise ConfigError.at(
+            "metric", "no target", "the name of a label", "Set the task's target, or drop the metric."
+        )
+    rows = plain(name, prediction, batch)
+    found = batch.targets.get(target)
+    if found is None:
+        return Rows((), {"values": rows["values"][:0], "labels": np.zeros(0, dtype=np.int64)})
+    own = {sample: row for row, sample in enumerate(found.index.tolist())}
+    keep = [i for i, sample in enumerate(prediction.index.tolist()) if sample in own]
+    labels = found.values.detach().cpu().numpy()[[own[int(prediction.index[i])] for i in keep]]
+    kept = rows.take(np.asarray(keep, dtype=np.int64))
+    return Rows(kept.ids, {**kept.columns, "labels": labels})
+
+
+def averaged(by_pass: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return each figure's mean over passes under its own name, and `<pass>/<figure>` where there are several
+    passes."""
+    names = dict.fromkeys(k for figures in by_pass.values() for k in figures)
+    found = {k: float(np.mean([f[k] for f in by_pass.values() if k in f])) for k in names}
+    if len(by_pass) > 1:
+        found |= {f"{p}/{k}": v for p, figures in by_pass.items() for k, v in figures.items()}
+    return found
