@@ -7,7 +7,6 @@ tokens, d width, w width of a token before the trunk's.
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 import urllib.parse
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from mmzoo import schema
 from mmzoo.batch import DataInfo, Item, ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, DataError, ShapeError
 from mmzoo.layers.init import trunc_normal_
+from mmzoo.modalities.arrays import read_npy
 from mmzoo.modalities.base import ModalityAdapter, Preprocess
 
 SUBJECT_IN_NAME = re.compile(r"(?<![0-9A-Za-z])(?:sub-[0-9A-Za-z]+|subj(?:ect)?[-_]?[0-9]+)", re.IGNORECASE)
@@ -328,15 +327,3 @@ class ResidualBlock(nn.Module):
 def module_key(subject: str) -> str:
     """Return the name of a subject's module: any text, dots included, as one reversible word."""
     return "of-" + urllib.parse.quote(subject, safe="").replace(".", "%2E")
-
-
-def read_npy(data: bytes, name: str) -> np.ndarray:
-    """Read a .npy file's bytes as a float32 array; pickled objects are refused."""
-    try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
-        if not isinstance(values, np.ndarray):
-            raise TypeError("an archive of several arrays")
-        return values.astype(np.float32)
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        found = f"unreadable array ({error})"
-        raise DataError.at(name, found, "a .npy file of numbers", "Save it with numpy.save.") from error
