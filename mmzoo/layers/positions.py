@@ -54,8 +54,7 @@ class SizeCache:
 
 
 class TableModule(nn.Module):
-    """A module around one table that remembers what it computed from the table, as long as that cannot
-    change.
+    """A module around one table that remembers what it computed from it, as long as that cannot change.
 
     Why: in evaluation resizing or gathering a table again for every batch is waste; while the table is being
     trained every forward needs a fresh value, and a fresh graph where gradients flow.
