@@ -137,16 +137,27 @@ def _merge(bias: Tensor | None, allowed: Tensor | None) -> Tensor | None:
     return torch.where(allowed, bias, bias.new_full((), -torch.inf))
 
 
-def choose(device_type: str, dtype: torch.dtype, *, needs_bias: bool, bias_grad: bool) -> Backend:
-    """Choose the fastest backend that can do it.
+def choose(
+    device_type: str,
+    dtype: torch.dtype,
+    *,
+    needs_bias: bool,
+    bias_grad: bool,
+    width: int = 64,
+    capability: int = 90,
+) -> Backend:
+    """Choose the fastest backend that can do it; width: of a head; capability: of a CUDA device, 80 is sm80.
 
     Why: measured on CPU (performance.md section 1): SDPA is best in f32; bmm beats the flash kernel 2-5
     times in 16-bit training, and SDPA has no fast gradient for a bias. On CUDA the flash kernel takes no
-    bias.
+    bias, head widths that 8 divides up to 256, and needs sm80; flex needs heads of 16 or more.
     """
     half = dtype in (torch.float16, torch.bfloat16)
-    if device_type == "cuda":
-        return Backend.VARLEN if half and not needs_bias else Backend.FLEX
+    if device_type == "cuda" and capability >= 80:
+        if half and not needs_bias and width % 8 == 0 and width <= 256:
+            return Backend.VARLEN
+        if width >= 16:
+            return Backend.FLEX
     return Backend.BMM if bias_grad or (half and device_type == "cpu") else Backend.SEGMENTS
 
 
@@ -162,10 +173,35 @@ def attend(
         return qkv[:, 0]
     if backend is Backend.AUTO:
         backend = choose(
-            qkv.device.type, qkv.dtype, needs_bias=segments.has_bias, bias_grad=segments.bias_needs_grad
+            qkv.device.type,
+            qkv.dtype,
+            needs_bias=segments.has_bias,
+            bias_grad=segments.bias_needs_grad,
+            width=qkv.shape[3],
+            capability=_capability(qkv.device),
         )
         _announce(backend, qkv.device.type, qkv.dtype, segments.has_bias)
     return kernel(backend)(qkv, segments, qkv.shape[3] ** -0.5 if scale is None else scale)
+
+
+def prepare(segments: Segments, heads: int, device: torch.device, backend: Backend) -> None:
+    """Derive merged masks and bias tables before the first layer.
+
+    Why: they may carry gradients, and a checkpointed block must do the same work when it is run again.
+    """
+    flex = backend is Backend.FLEX or (backend is Backend.AUTO and device.type == "cuda")
+    if flex and segments.has_bias:
+        importlib.import_module("mmzoo.layers.attention_cuda").score_function(segments, device)
+    elif not flex and (segments.is_causal or segments.mask_mod is not None):
+        segments.logits(heads, device)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.errors import ConfigError
-from mmzoo.layers.attention import Backend, Segments, Span, attend
+from mmzoo.layers.attention import Backend, Segments, Span, attend, prepare
 from mmzoo.layers.norms import DEFAULT_EPS
 from mmzoo.layers.rows import permute_rows
 from mmzoo.trunk.base import Aux, InitFromMha, MixerContext, TokenMixer
@@ -92,9 +92,7 @@ class MultiHeadAttention(TokenMixer):
 
     def prepare(self, seq: SeqInfo, layer: int) -> None:
         """Merge bias and masks of the layer."""
-        segments = segments_of(seq, layer)
-        if seq.is_causal or seq.mask_mod is not None:
-            segments.logits(self.num_heads, seq.cu_seqlens.device)
+        prepare(segments_of(seq, layer), self.num_heads, seq.cu_seqlens.device, self.backend)
 
     @classmethod
     def from_mha(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

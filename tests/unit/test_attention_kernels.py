@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import logging
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from mmzoo.errors import ConfigError
-from mmzoo.layers import attention
+from mmzoo.layers import attention, attention_cuda
 from mmzoo.layers.attention import Backend, Segments, Span, attend, choose
 
 CPU = [Backend.SEGMENTS, Backend.BMM, Backend.DENSE]
@@ -171,3 +174,127 @@ def test_choice_is_logged_once(caplog: pytest.LogCaptureFixture):
 def test_auto_has_no_kernel_of_its_own():
     with pytest.raises(ConfigError, match="attention backend: 'auto'; expected one of segments, bmm"):
         attention.kernel(Backend.AUTO)
+
+
+def test_choice_on_cuda_minds_head_width_and_generation():
+    def on_cuda(**options: int) -> Backend:
+        return choose("cuda", torch.bfloat16, needs_bias=False, bias_grad=False, **options)
+
+    assert on_cuda(width=64) is Backend.VARLEN
+    assert on_cuda(width=12) is Backend.SEGMENTS
+    assert on_cuda(width=36) is Backend.FLEX
+    assert on_cuda(capability=75) is Backend.SEGMENTS
+
+
+def test_varlen_is_called_as_each_version_wants_it():
+    calls: list[dict[str, object]] = []
+
+    def first(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        calls.append({"q": query, "cu": (cu_seq_q, cu_seq_k), "max": (max_q, max_k), "causal": is_causal})
+        return query
+
+    def now(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        calls.append({"q": query, "scale": scale, "window": window_size})
+        return query
+
+    q, ends = torch.ones(2, 1, 4), torch.tensor([0, 2], dtype=torch.int32)
+    for causal in (True, False):
+        attention_cuda.call_varlen(first, (q, q, q), (ends, 2), scale=2.0, is_causal=causal)
+        attention_cuda.call_varlen(now, (q, q, q), (ends, 2), scale=2.0, is_causal=causal)
+    assert [c.get("causal", c.get("window")) for c in calls] == [True, (-1, 0), False, (-1, -1)]
+    assert torch.equal(calls[0]["q"], q * 4.0)  # its own scale is 1 / 2
+    assert torch.equal(calls[1]["q"], q)
+    assert calls[1]["scale"] == 2.0
+    assert calls[0]["max"] == (2, 2)
+    assert calls[0]["cu"] == (ends, ends)
+
+
+def test_the_installed_varlen_takes_our_arguments():
+    parameters = inspect.signature(varlen_attn).parameters
+    names = list(parameters)
+    assert names[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    assert "window_size" in names
+    assert "scale" in names
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("case", CASES)
+def test_flex_forward_on_cpu(case: str):
+    qkv, segments = geometry(**CASES[case], grad=False)
+    with torch.no_grad():
+        found = attend(qkv, segments, backend=Backend.FLEX, scale=0.3)
+    torch.testing.assert_close(found, slowly(qkv, segments, 0.3).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("lengths", [[300, 5, 5, 129, 256, 1], [128, 128], [1000], [3, 4]])
+def test_block_mask_holds_exactly_the_needed_blocks(lengths: list[int], is_causal: bool):
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    spans = tuple(Span(int(s), 1, n, i) for i, (s, n) in enumerate(zip(starts, lengths, strict=False)))
+    segments = Segments(spans, starts.to(torch.int32), max(lengths), is_causal=is_causal)
+    mask = attention_cuda.block_mask(segments, torch.device("cpu"))
+    t, block = int(starts[-1]), attention_cuda.BLOCK
+    owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    pairs = owner[:, None] == owner[None, :]
+    if is_causal:
+        pairs &= torch.arange(t)[:, None] >= torch.arange(t)[None, :]
+    n = -(-t // block)
+    padded = torch.zeros(n * block, n * block, dtype=torch.bool)
+    padded[:t, :t] = pairs
+    counts = padded.view(n, block, n, block).sum((1, 3))
+    needed = {(i, j) for i in range(n) for j in range(n) if counts[i, j]}
+    partial, full = (
+        listed(mask.kv_num_blocks, mask.kv_indices),
+        listed(mask.full_kv_num_blocks, mask.full_kv_indices),
+    )
+    assert partial | full == needed
+    assert not partial & full
+    rows = torch.tensor([min(block, t - i * block) for i in range(n)])
+    for i, j in full:
+        assert counts[i, j] == rows[i] * block
+    everything = torch.arange(t)
+    assert torch.equal(mask.mask_mod(starts[0], None, everything[:, None], everything[None, :]), pairs)
+
+
+def listed(counts: Tensor, indices: Tensor) -> set[tuple[int, int]]:
+    return {(i, int(j)) for i, c in enumerate(counts[0, 0].tolist()) for j in indices[0, 0, i, :c]}
+
+
+def test_cuda_backends_refuse_what_they_cannot_do():
+    qkv, segments = geometry("shared")
+    with pytest.raises(ConfigError, match="varlen: an additive bias or a mask function; expected neither"):
+        attend(qkv, segments, backend=Backend.VARLEN)
+    with pytest.raises(ConfigError, match="varlen: float32 on cpu; expected float16 or bfloat16 on cuda"):
+        attend(qkv, geometry()[1], backend=Backend.VARLEN)
+    with pytest.raises(ConfigError, match="attention backend flex: a gradient on cpu; expected inference"):
+        attend(qkv, segments, backend=Backend.FLEX)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [(Backend.VARLEN, torch.bfloat16), (Backend.FLEX, torch.float32)]
+)
+def test_cuda_backends_agree_with_bmm(backend: Backend, dtype: torch.dtype, case: str):
+    qkv, segments = geometry(**CASES[case])
+    if backend is Backend.VARLEN and segments.has_bias:
+        pytest.skip("varlen takes no bias")
+    wide = torch.cat([qkv, qkv * 0.5], -1).detach()  # heads of 16, the least that flex takes
+    weight = torch.randn(wide.shape[0], HEADS, 2 * WIDTH)
+    results = []
+    for device, chosen, kind in [("cpu", Backend.BMM, torch.float32), ("cuda", backend, dtype)]:
+        x = wide.to(device, kind).requires_grad_()
+        biases = [b.detach().to(device).requires_grad_() for b in segments.biases if b is not None]
+        moved = iter(biases)
+        own = dataclasses.replace(
+            segments,
+            cu_seqlens=segments.cu_seqlens.to(device),
+            biases=tuple(None if b is None else next(moved) for b in segments.biases),
+            cache={},
+        )
+        y = attend(x, own, backend=chosen)
+        grads = torch.autograd.grad((y.float() * weight.to(device)).sum(), [x, *biases])
+        results.append([t.float().cpu() for t in (y, *grads)])
+    tolerance = 3e-2 if dtype is torch.bfloat16 else 1e-4
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
