@@ -23,7 +23,7 @@ class ContrastiveHead(Head):
 
     Shape: tokens (k n d) -> values (k e), each of length 1.
     Math: z = W_pass pool(x) + b_pass; values = z / max(|z|, 1e-12) in float32; scale = exp(log_scale).
-    Ref: ONE-PEACE section 3 of its paper; Radford et al. 2021 (temperature); Zhai et al. 2023 (offset).
+    Ref: Wang et al. 2023 (ONE-PEACE); Radford et al. 2021 (temperature); Zhai et al. 2023 (offset).
     """
 
     @dataclass(kw_only=True)
@@ -80,8 +80,8 @@ class ContrastiveHead(Head):
         values = F.normalize(vectors.float(), dim=-1, eps=1e-12)
         highest = math.log(self.config.scale_max)
         if self.training:
-            # compat(onepeace): in place, so that a scale past the bound still gets its gradient; on `.data`, as the
-            # head runs once a pass and autograd must not see the parameter change between passes
+            # compat(onepeace): in place, so that a scale past the bound still gets its gradient; on `.data`,
+            # since the head runs once a pass and autograd must not see it change between passes
             self.log_scale.data.clamp_(0.0, highest)
         scale = self.log_scale.clamp(0.0, highest).exp()
         return Prediction(values, sequence.index, scale, self.offset)

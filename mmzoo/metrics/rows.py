@@ -47,6 +47,7 @@ def merge(a: RowsByPass, b: RowsByPass) -> RowsByPass:
 
 def joined(parts: tuple[Rows, ...]) -> Rows:
     """Return all rows, each sample once (as first seen)."""
+    parts = tuple(part for part in parts if len(part))
     ids = [i for part in parts for i in part.ids]
     first = {sample: row for row, sample in reversed(list(enumerate(ids)))}
     keep = np.sort(np.fromiter(first.values(), dtype=np.int64, count=len(first)))

@@ -205,6 +205,17 @@ def test_onepeace_contrast(shared: pathlib.Path, case: str, loss: str):
     assert found == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.006, 0.1])
+def test_mindeye_contrast(shared: pathlib.Path, temperature: float):
+    """Golden: the reference's symmetric contrast at two fixed temperatures."""
+    from safetensors.torch import load_file
+
+    golden = load_file(shared / "parity/mindeye2_a.safetensors")
+    a, b = (F.normalize(golden[k].flatten(1), dim=1) for k in ("out.clip_proj", "in.clip_target"))
+    found = infonce_sums(a, b, torch.tensor(1 / temperature), PairLayout(((12,),)), 0.0, 5)[0] / 12
+    torch.testing.assert_close(found, golden[f"loss.nce_t{temperature}"])
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
