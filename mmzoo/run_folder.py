@@ -1,8 +1,9 @@
 """The run folder: one place for everything a run is and leaves, laid out the same way each time.
 
 `runs/<name>/<YYYY-mm-dd_HH-MM-SS>[_tag]/` holds config.yaml (resolved), overrides.txt, command.txt, env.json,
-train.log, metrics.jsonl, metrics.csv, checkpoints/{last,best}.ckpt, export/, plots/, eval.json, report.html
-and status.json. Rank zero chooses it once; the processes it starts read the choice from the environment.
+train.log, metrics.jsonl, metrics.csv, checkpoints/{last,best}.ckpt, export/, plots/, {eval,model}.json,
+report.html and status.json. Rank zero chooses it once; the processes it starts read the choice from the
+environment.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,15 @@ PACKAGES = (
     "numpy",
     "omegaconf",
 )
+
+
+OUTPUTS = (
+    "config.yaml", "overrides.txt", "command.txt", "env.json", "train.log", "status.json", "metrics.jsonl",
+    "metrics.csv", "eval.json", "model.json", "report.html", "checkpoints", "export", "plots", "tensorboard",
+)  # fmt: skip
+"""Everything a run writes into its folder."""
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""Environment variables by which launchers tell a process its rank."""
 
 
 class Status(str, Enum):
@@ -116,6 +127,15 @@ class RunFolder:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(self.path / "status.json", {"status": status.value, "time": now, **facts})
 
+    def clear(self) -> None:
+        """Remove what an earlier run left here: the known names only, never anything else in the folder."""
+        for name in OUTPUTS:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
     def record(self, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
         """Write down what is about to run: configuration, overrides, command, environment."""
         for folder in (self.path, self.last.parent, self.plots):
@@ -134,8 +154,11 @@ def choose(
 
     With `existing` resume and no `run_dir`, the newest run of that name that did not finish is taken.
     """
-    given = os.environ.get(CHOSEN)
-    if given:
+    if rank() > 0:
+        given = os.environ.get(CHOSEN) or run_dir
+        if not given:
+            do = "Launchers that start every process themselves need run_dir=…."
+            raise ConfigError.at("run_dir", f"rank {rank()} was not told", "the folder of rank 0", do)
         return RunFolder(Path(given))
     if run_dir:
         folder = RunFolder(Path(run_dir))
@@ -146,6 +169,21 @@ def choose(
         folder = unfinished or RunFolder(_fresh(parent, tag))
     os.environ[CHOSEN] = str(folder.path.absolute())
     return folder
+
+
+def rank() -> int:
+    """Return this process's rank as the launcher's environment tells it, 0 where there is no launcher."""
+    for name in RANKS:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return 0
+
+
+def forget_choice() -> None:
+    """Let the next run of this process choose anew."""
+    if rank() == 0:
+        os.environ.pop(CHOSEN, None)
 
 
 def newest(parent: Path, *, unfinished: bool = False) -> RunFolder | None:

@@ -12,22 +12,13 @@ import sys
 from pathlib import Path
 
 from mmzoo.errors import ConfigError, close_matches
+from mmzoo.run_folder import rank
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
 class _State:
     file: Path | None = None
-
-
-def rank() -> int:
-    """Return this process's rank as the launcher's environment tells it, 0 where there is no launcher."""
-    for name in RANKS:
-        value = os.environ.get(name, "")
-        if value.isdigit():
-            return int(value)
-    return 0
 
 
 def level() -> int:
@@ -40,6 +31,7 @@ def level() -> int:
 
 def setup() -> None:
     """Send log lines to stderr; calling it again changes nothing."""
+    _State.file = None
     root = logging.getLogger()
     if any(isinstance(h, _Console) for h in root.handlers):
         return
@@ -60,6 +52,12 @@ def to_file(path: Path) -> logging.Handler:
     logging.getLogger().addHandler(handler)
     _State.file = path
     return handler
+
+
+def close(handler: logging.Handler) -> None:
+    """Stop writing to a run's file. A crash on its way out still finds it."""
+    logging.getLogger().removeHandler(handler)
+    handler.close()
 
 
 def crash_file() -> Path:

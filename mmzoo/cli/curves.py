@@ -1,0 +1,75 @@
+"""Which curves a run's history holds, ready to draw: one panel for each group of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Points = tuple[tuple[float, float], ...]
+SMOOTHING = 0.05
+"""Share of a noisy curve that its moving average looks back over."""
+MOST_CURVES = 8
+"""Curves in one panel; more cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of curves over steps: name -> points; `faint` names those drawn thin behind the others."""
+
+    name: str
+    title: str
+    curves: Mapping[str, Points]
+    faint: tuple[str, ...] = ()
+    percent: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Return the panels that the history has points for: loss, metrics by task, learning rate, speed."""
+    found = [_loss(history), *_metrics(history), _rate(history), _speed(history)]
+    return [panel for panel in found if any(len(points) > 1 for points in panel.curves.values())]
+
+
+def series(history: Sequence[Mapping[str, Any]], key: str) -> Points:
+    """Return (step, value) of one figure."""
+    return tuple((float(line["step"]), float(line[key])) for line in history if line.get(key) is not None)
+
+
+def smoothed(points: Points) -> Points:
+    """Return the moving average over the last few points (a share of all of them)."""
+    width = max(1, round(SMOOTHING * len(points)))
+    values = [y for _, y in points]
+    means = [
+        sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
+        for i in range(len(values))
+    ]
+    return tuple((x, m) for (x, _), m in zip(points, means, strict=True))
+
+
+def _loss(history: Sequence[Mapping[str, Any]]) -> Panel:
+    raw = series(history, "train/loss")
+    curves = {"train": raw, "train, smoothed": smoothed(raw), "validation": series(history, "val/loss")}
+    return Panel("loss", "loss", {k: v for k, v in curves.items() if v}, faint=("train",))
+
+
+def _metrics(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    keys = dict.fromkeys(k for line in history for k in line if k.startswith("val/"))
+    shown = [k.removeprefix("val/") for k in keys if not k.endswith("loss") and "->" not in k]
+    found: list[Panel] = []
+    for task in dict.fromkeys(k.split("/", 1)[0] for k in shown):
+        own = [k for k in shown if k.split("/", 1)[0] == task]
+        curves = {k.split("/", 1)[-1]: series(history, f"val/{k}") for k in own}
+        shares = {k: c for k, c in curves.items() if c and all(0 <= y <= 1 for _, y in c)}
+        if shares:
+            chosen = dict(list(shares.items())[:MOST_CURVES])
+            found.append(Panel(f"metrics_{task}", f"{task}: validation", chosen, percent=True))
+    return found
+
+
+def _rate(history: Sequence[Mapping[str, Any]]) -> Panel:
+    return Panel("learning_rate", "learning rate", {"lr": series(history, "lr")})
+
+
+def _speed(history: Sequence[Mapping[str, Any]]) -> Panel:
+    return Panel("speed", "model FLOPs utilisation", {"MFU": series(history, "mfu")}, percent=True)

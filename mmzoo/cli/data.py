@@ -1,0 +1,58 @@
+"""Inspect data on disk before training on it, or make synthetic data to try things with."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmzoo.cli import console, logs, words
+from mmzoo.errors import ConfigError, close_matches
+
+EXAMPLES = [
+    ("mmzoo data inspect photos/", "modalities, counts, shapes, classes, faults"),
+    ("mmzoo data inspect samples.csv --json", "a manifest, for a script"),
+    ("mmzoo data make manifest out/", "a small synthetic data set in that format"),
+]
+NEXT = "mmzoo train RECIPE data.root=PATH --dry-run"
+ACTIONS = {"inspect": ["ACTION", "PATH"], "make": ["ACTION", "KIND", "PATH"]}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("words", nargs="*", metavar="inspect PATH | make KIND PATH", help="what to do")
+    parser.add_argument("--samples", type=int, default=32, help="make: how many samples (default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="make: seed of what is made (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the first word says."""
+    action = args.words[0] if args.words else ""
+    if action not in ACTIONS:
+        found = repr(action) if action else "nothing to do"
+        raise ConfigError.at("mmzoo data", found, "inspect or make", close_matches(action, ACTIONS))
+    names, _ = words.required(args.words, f"mmzoo data {action}", ACTIONS[action])
+    logs.setup()
+    return _inspect(names[1], as_json=args.json) if action == "inspect" else _make(names[1], names[2], args)
+
+
+def _inspect(path: str, *, as_json: bool) -> int:
+    from mmzoo.datamodules.inspect import inspect_path
+
+    report = inspect_path(path)
+    if as_json:
+        console.dump(report.to_dict())
+    else:
+        console.say(str(report))
+    return 0
+
+
+def _make(kind: str, path: str, args: argparse.Namespace) -> int:
+    from mmzoo.datamodules.make import make
+
+    report = make(kind, path, args.samples, seed=args.seed)
+    if args.json:
+        console.dump({"path": path, "made": report})
+    else:
+        console.say(f"{path}: {report}")
+        console.note(f"next: mmzoo data inspect {path}")
+    return 0
