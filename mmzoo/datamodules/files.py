@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from mmzoo.datamodules.tar import IndexedTar, is_tar
@@ -73,7 +73,7 @@ class TarFiles:
     def names(self) -> list[str]:
         """List the members, hidden ones left out, in sorted order."""
         names = (n.removeprefix("./") for n in self._tar.names())
-        return sorted(n for n in names if not PurePosixPath(n).name.startswith("."))
+        return sorted(n for n in names if not n.rpartition("/")[2].startswith("."))
 
     def read(self, name: str) -> bytes:
         """Read a member."""
@@ -126,14 +126,14 @@ def require(path: Path, get: str = "") -> Path:
 
 def extension(name: str) -> str:
     """Return a name's last extension in lower case, without the dot."""
-    return PurePosixPath(name).suffix.lower().removeprefix(".")
+    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
 
 
 def kind_of(name: str) -> str | None:
     """Tell the kind of data from a file name: `x.jpg` image; `x.fmri.npy` and `fmri.npy` fmri; plain
     `.npy` None."""
     if extension(name) in ARRAYS:
-        parts = PurePosixPath(name).name.lower().split(".")
+        parts = name.rpartition("/")[2].lower().split(".")
         return next((p for p in parts[-2::-1] if p in KINDS), None)
     return KIND_OF.get(extension(name))
 

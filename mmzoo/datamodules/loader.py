@@ -115,7 +115,7 @@ class BatchReader(torch_data.Dataset[Loaded]):
             if samples:
                 break
             self._read(draw, task.epoch, samples, faults)
-        return Loaded(collate(list(samples.values())) if samples else None, tuple(faults))
+        return Loaded(join(samples, faults), tuple(faults))
 
     def _read(
         self, draw: tuple[int, int], epoch: int, samples: dict[str, Sample], faults: list[Fault]
@@ -123,11 +123,35 @@ class BatchReader(torch_data.Dataset[Loaded]):
         index, repeat = draw
         generator = generator_for(AUGMENT, self.seed, epoch, index, repeat) if self.augment else None
         try:
-            sample = self.source.get(index, generator).validate()
+            sample = self.source.get(index, generator)
+            if not sample.inputs:
+                sample.validate()
         except (DataError, ShapeError) as error:
             faults.append(Fault(str(index), str(error)))
         else:
             samples.setdefault(sample.id, sample)
+
+
+def join(samples: dict[str, Sample], faults: list[Fault]) -> Batch | None:
+    """Collate samples by id; a batch that fails its check is collated again without the samples at fault."""
+    if not samples:
+        return None
+    try:
+        return collate(list(samples.values())).validate()
+    except ShapeError:
+        bad = {name: fault for name, sample in samples.items() if (fault := _fault_of(sample))}
+        if not bad:
+            raise  # each is sound by itself: they do not fit together, which is no damage
+        faults.extend(bad.values())
+        return join({name: s for name, s in samples.items() if name not in bad}, faults)
+
+
+def _fault_of(sample: Sample) -> Fault | None:
+    try:
+        sample.validate()
+    except ShapeError as error:
+        return Fault(sample.id, str(error))
+    return None
 
 
 class Remaining(torch_data.Sampler[Task]):
@@ -195,10 +219,9 @@ class ResumableLoader:
             self.batches = 0
         self._started, self._resumed, self._epoch_set = True, False, False
         self.faults.start_epoch()
-        draws = self._plan()
-        self._remaining.draws, self._remaining.epoch, self._remaining.start = draws, self.epoch, self.batches
+        total = self._begin()
         for loaded in self._open():
-            self.faults.add(loaded.faults, len(draws))
+            self.faults.add(loaded.faults, total)
             self.batches += 1
             if loaded.batch is not None:
                 yield loaded.batch
@@ -225,6 +248,12 @@ class ResumableLoader:
         samples = self.batch_size * Rank.current().world
         return {"seed": self.seed, "samples": len(self.source), "global_batch_size": samples}
 
+    def _begin(self) -> int:
+        """Tell the reader where to go on; return how many samples this rank draws in the epoch."""
+        draws = self._plan()
+        self._remaining.draws, self._remaining.epoch, self._remaining.start = draws, self.epoch, self.batches
+        return len(draws)
+
     def _plan(self) -> Draws:
         """Return this rank's draws of the current epoch, remembered until it changes."""
         rank = Rank.current()
@@ -243,19 +272,27 @@ class ResumableLoader:
     def _open(self) -> torch_data.DataLoader[Loaded]:
         """Return the DataLoader, made once so that its workers live on between epochs."""
         if self._reader is None:
-            workers = self.config.num_workers
-            self._reader = torch_data.DataLoader(
-                BatchReader(self.source, self.seed, augment=self.train),
-                batch_size=None,
-                sampler=self._remaining,
-                num_workers=workers,
-                prefetch_factor=self.config.prefetch if workers else None,
-                persistent_workers=workers > 0,
-                pin_memory=self.config.pin_memory and torch.cuda.is_available(),
-                collate_fn=_same,  # pyright: ignore[reportArgumentType] typed for lists
-                generator=torch.Generator(),  # else DataLoader draws a seed from the global one each epoch
-            )
+            reader = BatchReader(self.source, self.seed, augment=self.train)
+            self._reader = open_reader(reader, self.config, self._remaining)
         return self._reader
+
+
+def open_reader(
+    reader: torch_data.Dataset[Loaded], config: LoaderConfig, sampler: Remaining | None = None
+) -> torch_data.DataLoader[Loaded]:
+    """Return the DataLoader that runs a reader of whole batches, in workers that live on between epochs."""
+    workers = config.num_workers
+    return torch_data.DataLoader(
+        reader,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        prefetch_factor=config.prefetch if workers else None,
+        persistent_workers=workers > 0,
+        pin_memory=config.pin_memory and torch.cuda.is_available(),
+        collate_fn=_same,  # pyright: ignore[reportArgumentType] typed for lists
+        generator=torch.Generator(),  # else DataLoader draws a seed from the global one each epoch
+    )
 
 
 def _same(loaded: Loaded) -> Loaded:

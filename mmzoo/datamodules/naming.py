@@ -8,7 +8,6 @@ import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -108,10 +107,10 @@ class NamedRecords:
 
 def stem_of(name: str) -> str:
     """Return a path without its extension and without the kind before it (`a/1.skeleton.npy` -> `a/1`)."""
-    path = PurePosixPath(name)
-    stem = path.with_suffix("").as_posix()
-    kind = PurePosixPath(stem).suffix.removeprefix(".")
-    return PurePosixPath(stem).with_suffix("").as_posix() if kind in KINDS else stem
+    folder, slash, file = name.rpartition("/")
+    stem = file.rpartition(".")[0] or file
+    before, _, kind = stem.rpartition(".")
+    return f"{folder}{slash}{before if before and kind in KINDS else stem}"
 
 
 def fields_of(text: str) -> set[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, distributed
+
+MASK = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,19 @@ class Draws:
 
 def generator_for(*key: int) -> torch.Generator:
     """Return a generator seeded by a tuple of whole numbers, well mixed (neighbouring keys are unrelated)."""
-    seed = int(np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(seed >> 1)
+    state = 0
+    for part in key:
+        state = _mix(state ^ _mix(part & MASK))
+    return torch.Generator().manual_seed(state >> 1)
+
+
+def _mix(value: int) -> int:
+    """Scatter 64 bits (Math: SplitMix64's step, Steele et al. 2014: add the golden ratio,
+    xor-shift-multiply)."""
+    value = (value + 0x9E3779B97F4A7C15) & MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
 
 
 def repeats(order: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -124,22 +124,7 @@ class RecordSource:
 
     def build(self, record: Record, generator: torch.Generator | None) -> Sample:
         """Read the parts of a record; the first that cannot be read raises DataError."""
-        inputs: dict[str, Item] = {}
-        for modality, preprocess in self.preprocesses.items():
-            if modality in record.files:
-                name = record.files[modality]
-                with decoding(f"{self.files.root.name}/{name}"):
-                    raw = self._raw(preprocess, name)
-                    if record.subject is not None and hasattr(raw, "subject"):
-                        raw = dataclasses.replace(raw, subject=record.subject)
-                    item = preprocess(raw, generator=generator)
-            elif modality in record.texts:
-                item = preprocess(choose(record.texts[modality], generator), generator=generator)
-            else:
-                continue
-            inputs[modality] = item
-        targets = {t: self.vocabulary.tensor(t, label, record.id) for t, label in record.labels.items()}
-        return Sample(record.id, inputs, targets)
+        return build_sample(record, self._raw, self.preprocesses, self.vocabulary, generator)
 
     def _raw(self, preprocess: Preprocess, name: str) -> Any:
         if name in self._decoded:
@@ -150,6 +135,30 @@ class RecordSource:
                 raw.load()  # PIL decodes at the first use: once, here
             self._decoded[name] = raw
         return raw
+
+
+def build_sample(
+    record: Record,
+    read: Callable[[Preprocess, str], Any],
+    preprocesses: Mapping[str, Preprocess],
+    vocabulary: Vocabulary,
+    generator: torch.Generator | None,
+) -> Sample:
+    """Make the sample of a record; `read` returns the raw form of a file."""
+    inputs: dict[str, Item] = {}
+    for modality, preprocess in preprocesses.items():
+        if modality in record.files:
+            name = record.files[modality]
+            with decoding(name):
+                raw = read(preprocess, name)
+                if record.subject is not None and hasattr(raw, "subject"):
+                    raw = dataclasses.replace(raw, subject=record.subject)
+                inputs[modality] = preprocess(raw, generator=generator)
+        elif modality in record.texts:
+            inputs[modality] = preprocess(choose(record.texts[modality], generator), generator=generator)
+    known = {t: label for t, label in record.labels.items() if t in vocabulary.labels}
+    targets = {t: vocabulary.tensor(t, label, record.id) for t, label in known.items()}
+    return Sample(record.id, inputs, targets)
 
 
 def choose(phrasings: Sequence[str], generator: torch.Generator | None) -> str:

@@ -1,0 +1,149 @@
+"""CSV or JSONL with a column for each modality and label: the documented way to bring one's own data."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmzoo.batch import DataInfo
+from mmzoo.datamodules.base import DataModule
+from mmzoo.datamodules.files import Files, FolderFiles, MemoryFiles, require
+from mmzoo.datamodules.records import Cache, Record, RecordSource, Vocabulary, count_voxels
+from mmzoo.datamodules.split import SPLITS, SplitConfig, divide
+from mmzoo.datamodules.table import Row, cell_text, find_columns, read_rows, rows_by_split
+from mmzoo.errors import ConfigError, DataError, close_matches
+
+
+class Manifest(DataModule):
+    """One row a sample. Cells: a file's path relative to the manifest, literal text, a class name, `a|b`
+    for several labels; an empty cell is an absent modality or label. Columns `id`, `split` and `subject`
+    mean what they say.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(DataModule.Config):
+        """Options."""
+
+        path: str
+        """The .csv, .tsv or .jsonl file."""
+        inputs: dict[str, str] = field(default_factory=dict[str, str])
+        """Modality -> column; empty = columns named as a kind of data (image, audio, text, caption, fmri,
+        skeleton), or that name files of one."""
+        targets: list[str] | None = None
+        """Columns that are labels; null = all that are neither inputs nor id, split, subject."""
+        separator: str = "|"
+        """Between several labels in a cell; a column with one such cell is multi-label."""
+        split: SplitConfig = field(default_factory=SplitConfig)
+        """How to carve splits that the `split` column does not name; `by` names a column."""
+        cache: Cache = Cache.NONE
+        """bytes: files stay in memory, read once; decoded: each process also keeps what it decoded."""
+
+    def __init__(self, config: Any, preprocesses: Any, *, seed: int = 0) -> None:
+        """Read nothing yet."""
+        super().__init__(config, preprocesses, seed=seed)
+        self._splits: dict[str, list[Record]] | None = None
+        self._vocabulary = Vocabulary({})
+
+    def info(self) -> DataInfo:
+        """Read the manifest and one scan of each subject."""
+        splits = self._open()
+        everything = [record for records in splits.values() for record in records]
+        return DataInfo(
+            labels=self._vocabulary.labels,
+            subjects=count_voxels([(self._files(), everything)], self.preprocesses),
+            modalities=tuple(dict.fromkeys(m for record in everything for m in record.modalities)),
+            counts={split: len(records) for split, records in splits.items()},
+        )
+
+    def source(self, split: str) -> RecordSource:
+        """Return the samples of a split."""
+        records = self._open()[split]
+        files, path = self._files(), Path(self.config.path)
+        if self.config.cache is not Cache.NONE:
+            files = MemoryFiles(files, (n for record in records for n in record.files.values()))
+        name = f"{path.name}/{split}"
+        return RecordSource(
+            records, files, self.preprocesses, self._vocabulary, name=name, cache=self.config.cache
+        )
+
+    def _files(self) -> Files:
+        return FolderFiles(Path(self.config.path).parent)
+
+    def _open(self) -> dict[str, list[Record]]:
+        if self._splits is None:
+            self._splits = self._read(require(Path(self.config.path), self.config.get))
+        return self._splits
+
+    def _read(self, path: Path) -> dict[str, list[Record]]:
+        """Read the rows, drop those that the model can read nothing of, and divide the rest."""
+        config: Manifest.Config = self.config
+        rows = read_rows(path)
+        columns = find_columns(rows, path, config.inputs, config.targets, config.separator)
+        records = [columns.record(row, i + 1, path.parent) for i, row in enumerate(rows)]
+        self.check_modalities(tuple(columns.inputs), str(path))
+        check_ids(records, path)
+        self._vocabulary = Vocabulary.of(records)
+        by_split = rows_by_split(rows, path)
+        groups = group_column(rows, config.split.by, path) if config.split.by else None
+        strata = [str(r.labels.get(columns.targets[0], "")) if columns.targets else "" for r in records]
+        if not by_split:
+            by_split = divide(strata, groups, config.split)
+        elif "val" not in by_split:
+            at = by_split.get("train", [])
+            part = divide(
+                [strata[i] for i in at],
+                groups and [groups[i] for i in at],
+                config.split,
+                parts=("train", "val"),
+            )
+            by_split |= {split: [at[i] for i in rows] for split, rows in part.items()}
+        return {s: [r for i in by_split.get(s, []) if self._usable(r := records[i])] for s in SPLITS}
+
+    def _usable(self, record: Record) -> bool:
+        return not self.preprocesses or any(m in self.preprocesses for m in record.modalities)
+
+    @classmethod
+    def fake(cls, folder: Path) -> Config:
+        """Write 48 rows of pictures with captions, a class and several tags; every fourth row has no
+        picture."""
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "image", "text", "label", "tags", "split"])
+            for i in range(48):
+                name = f"{i}.png" if i % 4 else ""
+                if name:
+                    Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(folder / name)
+                split = "test" if i >= 40 else "train"
+                writer.writerow(
+                    [f"s{i}", name, f"picture, number {i}", "ab"[i % 2], "red|big" if i % 3 else "", split]
+                )
+        return cls.Config(path=str(folder / "rows.csv"))
+
+
+def check_ids(records: Sequence[Record], path: Path) -> None:
+    """Raise DataError where two rows have one id."""
+    seen: dict[str, int] = {}
+    for number, record in enumerate(records, 1):
+        if record.id in seen:
+            found = f"id {record.id!r} as in row {seen[record.id]}"
+            raise DataError.at(f"{path} row {number}", found, "an id for each row", "Change one of them.")
+        seen[record.id] = number
+
+
+def group_column(rows: Sequence[Row], name: str, path: Path) -> list[str]:
+    """Return the cells of the column that must not be on two sides of a split."""
+    if all(name not in row for row in rows):
+        known = {column for row in rows for column in row}
+        raise ConfigError.at(
+            "split.by", f"no column {name!r} in {path.name}", "a column", close_matches(name, known)
+        )
+    return [cell_text(row.get(name)) for row in rows]
