@@ -96,7 +96,7 @@ def change_pixels(
     """Shift (pad and crop), flip, apply the policy and jitter colours, as the options ask."""
     if augment.pad_crop:
         pixels = _shift(pixels, augment.pad_crop, generator)
-    if augment.flip_prob and _uniform(0, 1, generator) < augment.flip_prob:
+    if augment.flip_prob and _uniform(0.0, 1.0, generator) < augment.flip_prob:
         pixels = pixels.flip(2)
     if augment.policy is not Policy.NONE:
         pixels = _apply_policy(pixels, augment.policy, generator)
@@ -112,7 +112,7 @@ def erase(
 
     Ref: Random Erasing (arXiv:1708.04896); zero filling as timm's default.
     """
-    if not augment.erase_prob or _uniform(0, 1, generator) >= augment.erase_prob:
+    if not augment.erase_prob or _uniform(0.0, 1.0, generator) >= augment.erase_prob:
         return image
     part = ImageAugment(crop_scale=ERASE_SHARE, crop_ratio=ERASE_RATIO)
     top, left, rows, cols = random_box(image.shape[1], image.shape[2], part, generator)
