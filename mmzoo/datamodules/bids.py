@@ -82,7 +82,7 @@ class Bids(DataModule):
     class Config(DataModule.Config):
         """Where the runs are, how they become samples, which are held out."""
 
-        root: str = "data"
+        root: str
         """folder that holds the subjects' folders"""
         image: str = "bold"
         """name of the image of a run: `bold` in …_bold.nii.gz, `bold_1slice` in bold_1slice.nii.gz"""
