@@ -1,0 +1,237 @@
+"""Several data sets as one: how often each is drawn, whose labels are whose, and where each sample comes
+from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from mmzoo import schema
+from mmzoo.batch import DataInfo, Sample
+from mmzoo.datamodules.base import DataModule
+from mmzoo.datamodules.loader import SampleSource
+from mmzoo.datamodules.split import SPLITS
+from mmzoo.errors import ConfigError, close_matches
+from mmzoo.modalities.base import Preprocess
+
+
+class Sampling(str, Enum):
+    """How often each set is drawn in training, before weights.
+
+    proportional: by its number of samples n; uniform: all sets equally; temperature: by n^(1/T); round_robin:
+    one sample of each set in turn.
+    """
+
+    PROPORTIONAL = "proportional"
+    UNIFORM = "uniform"
+    TEMPERATURE = "temperature"
+    ROUND_ROBIN = "round_robin"
+
+
+class Targets(str, Enum):
+    """What labels are called: `set/target` each by itself, or by one name with the class names of all
+    sets."""
+
+    NAMESPACED = "namespaced"
+    SHARED = "shared"
+
+
+class Mixture(DataModule):
+    """Draws samples of several data sets into the same batches; `Batch.source` says which is whose.
+
+    Why: one model for several sets, each of which has some of the modalities. A batch holds nearly the
+    same share of each set all through an epoch. Validation and test go through every set, one after the
+    other.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(DataModule.Config):
+        """Options. The sets' own `loader` is not used; this one's is."""
+
+        sets: dict[str, Any] = schema.many("datamodules")
+        """Name -> data set; the name stands before ids (`name/id`) and, if namespaced, labels."""
+        sampling: Sampling = Sampling.PROPORTIONAL
+        """How often each set is drawn."""
+        temperature: float = 2.0
+        """T of temperature sampling: 1 = proportional, towards uniform as it grows."""
+        weights: dict[str, float] = field(default_factory=dict[str, float])
+        """Set -> factor on how often it is drawn; sets not named have 1."""
+        epoch_samples: int | None = None
+        """Samples in a training epoch; null = as many as the sets have together."""
+        targets: Targets = Targets.NAMESPACED
+        """What labels are called."""
+
+        def __post_init__(self) -> None:
+            """Check the sets and the numbers."""
+            if not self.sets:
+                raise ConfigError.at(
+                    "sets", "none", "at least one data set", "Write sets: {name: {type: …}}."
+                )
+            for name, weight in self.weights.items():
+                if name not in self.sets:
+                    raise ConfigError.at("weights", f"{name!r}", "a set", close_matches(name, self.sets))
+                if weight < 0:
+                    raise ConfigError.at(
+                        f"weights.{name}", f"{weight:g}", "0 or more", "Set 0 to leave it out."
+                    )
+            if self.temperature <= 0 or (self.epoch_samples is not None and self.epoch_samples < 1):
+                found = f"temperature {self.temperature:g}, epoch_samples {self.epoch_samples}"
+                raise ConfigError.at(
+                    "mixture", found, "numbers above 0", "Set temperature=2 epoch_samples=null."
+                )
+
+    def __init__(self, config: Any, preprocesses: Mapping[str, Preprocess], *, seed: int = 0) -> None:
+        """Build the sets; read nothing yet."""
+        super().__init__(config, preprocesses, seed=seed)
+        self.sets: dict[str, DataModule] = {
+            n: c.build(preprocesses, seed=seed) for n, c in config.sets.items()
+        }
+        self._infos: dict[str, DataInfo] | None = None
+
+    def infos(self) -> dict[str, DataInfo]:
+        """Ask each set."""
+        if self._infos is None:
+            self._infos = {name: data.info() for name, data in self.sets.items()}
+        return self._infos
+
+    def info(self) -> DataInfo:
+        """Merge what the sets say of themselves."""
+        infos = self.infos()
+        subjects: dict[str, int] = {}
+        for name, info in infos.items():
+            for subject, voxels in info.subjects.items():
+                if subjects.setdefault(subject, voxels) != voxels:
+                    found = f"subject {subject!r} with {voxels} voxels in {name}"
+                    do = "Rename the subject in one of the sets."
+                    raise ConfigError.at("data.sets", found, f"{subjects[subject]} as in another set", do)
+        modalities = dict.fromkeys(m for info in infos.values() for m in info.modalities)
+        counts = {split: sum(info.counts.get(split, 0) for info in infos.values()) for split in SPLITS}
+        return DataInfo(self._labels(), subjects, tuple(modalities), counts)
+
+    def source(self, split: str) -> Mixed:
+        """Return the samples of a split of all sets."""
+        parts = {name: self._part(name, split) for name in self.sets if self.infos()[name].counts.get(split)}
+        return Mixed(parts, self.config, name=f"mixture/{split}")
+
+    def _part(self, name: str, split: str) -> Part:
+        labels, merged = self.infos()[name].labels, self._labels()
+        names = {target: self._name(name, target) for target in labels}
+        index = {
+            target: torch.tensor([merged[names[target]].index(c) for c in classes], dtype=torch.int64)
+            for target, classes in labels.items()
+        }
+        return Part(
+            name, self.sets[name].source(split), names, index, {t: len(merged[n]) for t, n in names.items()}
+        )
+
+    def _labels(self) -> dict[str, tuple[str, ...]]:
+        merged: dict[str, tuple[str, ...]] = {}
+        for name, info in self.infos().items():
+            for target, classes in info.labels.items():
+                key = self._name(name, target)
+                merged[key] = tuple(dict.fromkeys((*merged.get(key, ()), *classes)))
+        return merged
+
+    def _name(self, set_name: str, target: str) -> str:
+        return f"{set_name}/{target}" if self.config.targets is Targets.NAMESPACED else target
+
+    @classmethod
+    def fake(cls, folder: Path) -> Config:
+        """Write a folder of pictures and a manifest."""
+        from mmzoo.datamodules.folder import Folder
+        from mmzoo.datamodules.manifest import Manifest
+
+        sets = {"pictures": Folder.fake(folder / "a"), "rows": Manifest.fake(folder / "b")}
+        return cls.Config(sets=sets, sampling=Sampling.UNIFORM)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set's share of a split: its samples, and what its labels are called and numbered in the mixture."""
+
+    name: str
+    source: SampleSource
+    names: Mapping[str, str]
+    index: Mapping[str, Int[Tensor, " classes"]]
+    sizes: Mapping[str, int]
+
+    def get(self, index: int, generator: torch.Generator | None) -> Sample:
+        """Load a sample, named and labelled as in the mixture."""
+        sample = self.source.get(index, generator)
+        targets = {self.names[t]: self._renumber(t, v) for t, v in sample.targets.items()}
+        return dataclasses.replace(sample, id=f"{self.name}/{sample.id}", targets=targets, source=self.name)
+
+    def _renumber(self, target: str, label: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
+        index = self.index[target]
+        if label.ndim == 0:
+            return index[label]
+        return label.new_zeros(self.sizes[target]).index_copy_(0, index, label)
+
+
+class Mixed:
+    """The sets' samples one after the other, with a training order that draws from all of them."""
+
+    def __init__(self, parts: Mapping[str, Part], config: Mixture.Config, *, name: str) -> None:
+        """Number the samples through."""
+        self.parts, self.config, self.name = list(parts.values()), config, name
+        self.sizes = [len(part.source) for part in self.parts]
+        self.ends = np.cumsum(self.sizes)
+
+    def __len__(self) -> int:
+        """Return the number of samples of all sets."""
+        return sum(self.sizes)
+
+    def get(self, index: int, generator: torch.Generator | None) -> Sample:
+        """Load one sample."""
+        at = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[at].get(index - int(self.ends[at]) + self.sizes[at], generator)
+
+    def counts(self) -> list[int]:
+        """Return how many samples of each set an epoch draws (Math: largest remainders of total * p)."""
+        total = self.config.epoch_samples or len(self)
+        weights = [self.config.weights.get(part.name, 1.0) for part in self.parts]
+        wanted = np.array([w * self._base(n) for w, n in zip(weights, self.sizes, strict=True)])
+        if not wanted.sum():
+            raise ConfigError.at("weights", "all sets have 0", "one above 0", "Give a set a weight.")
+        exact = total * wanted / wanted.sum()
+        counts = np.floor(exact).astype(int)
+        for at in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
+            counts[at] += 1
+        return counts.tolist()
+
+    def order(self, generator: torch.Generator) -> Int[Tensor, " n"]:
+        """Return one epoch: each set's samples shuffled round after round, spread evenly over the epoch."""
+        indices: list[Tensor] = []
+        times: list[Tensor] = []
+        for at, count in enumerate(self.counts()):
+            start = int(self.ends[at]) - self.sizes[at]
+            indices.append(start + rounds(self.parts[at].source, count, generator))
+            place = torch.arange(count, dtype=torch.float64)
+            if self.config.sampling is Sampling.ROUND_ROBIN:
+                times.append(place + at / len(self.parts))
+            else:
+                times.append((place + torch.rand(count, generator=generator, dtype=torch.float64)) / count)
+        return torch.cat(indices)[torch.cat(times).argsort(stable=True)]
+
+    def _base(self, size: int) -> float:
+        powers = {Sampling.PROPORTIONAL: 1.0, Sampling.TEMPERATURE: 1.0 / self.config.temperature}
+        return float(size) ** powers.get(self.config.sampling, 0.0)
+
+
+def rounds(source: SampleSource, count: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Return `count` indices of a set: shuffled anew (or in its own order) each time it has been gone
+    through."""
+    own_order = getattr(source, "order", None)
+    drawn: list[Tensor] = []
+    while sum(map(len, drawn)) < count:
+        drawn.append(own_order(generator) if own_order else torch.randperm(len(source), generator=generator))
+    return torch.cat([*drawn, torch.zeros(0, dtype=torch.int64)])[:count]
