@@ -55,7 +55,7 @@ def _loss(history: Sequence[Mapping[str, Any]]) -> Panel:
 
 def _metrics(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
     keys = dict.fromkeys(k for line in history for k in line if k.startswith("val/"))
-    shown = [k.removeprefix("val/") for k in keys if not k.endswith("loss") and "->" not in k]
+    shown = [k.removeprefix("val/") for k in keys if "loss" not in k and "->" not in k]
     found: list[Panel] = []
     for task in dict.fromkeys(k.split("/", 1)[0] for k in shown):
         own = [k for k in shown if k.split("/", 1)[0] == task]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from mmzoo import run_folder, zoo
@@ -12,6 +13,8 @@ from mmzoo.learners.evaluate import evaluate
 from mmzoo.learners.progress import wants_bar
 from mmzoo.recipe import Built
 from mmzoo.run_folder import RunFolder, Status
+
+log = logging.getLogger(__name__)
 
 
 def after_training(built: Built, folder: RunFolder, *, as_json: bool = False) -> Results:
@@ -33,6 +36,7 @@ def after_training(built: Built, folder: RunFolder, *, as_json: bool = False) ->
         console.dump({"run": str(folder.path), **found.to_dict()})
         return found
     console.say(results.text(found) + "\n")
+    log.info("%s", results.text(found), extra={"quiet": True})
     if has_picture:
         console.note(f"picture: {folder.plots / 'retrieval.png'}")
     console.note(f"report:  {folder.report}")

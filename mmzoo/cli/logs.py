@@ -81,6 +81,8 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg] generic only in
     def _is_ours(record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:
             return True
+        if getattr(record, "quiet", False):  # somebody has shown it already
+            return False
         return rank() == 0 and (record.name.startswith("mmzoo") or level() == logging.DEBUG)
 
 

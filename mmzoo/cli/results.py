@@ -105,7 +105,7 @@ def text(results: Results) -> str:
 
 def headline(results: Results) -> dict[str, float]:
     """Return the figures but for those of single pairs, which the matrices show."""
-    return {k: v for k, v in results.metrics.items() if PAIR not in k}
+    return {k: v for k, v in results.metrics.items() if PAIR not in k and "/loss/" not in k}
 
 
 def show(name: str, value: float) -> str:

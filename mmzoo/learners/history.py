@@ -28,7 +28,7 @@ class History(pl.Callback):
         """Write to `path`, one training line every `every` steps."""
         self.path, self.meter, self.every, self.listeners = path, meter, max(1, every), listeners
         self._logged = -1
-        self._start, self._elapsed = 0.0, 0.0
+        self._start, self._elapsed, self._rate = 0.0, 0.0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; drop what a resumed run will write again."""
@@ -38,6 +38,12 @@ class History(pl.Callback):
             kept = [line for line in read_history(self.path) if line["step"] <= trainer.global_step]
             self._elapsed = kept[-1]["time_s"] if kept else 0.0
             self.path.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate of this step, before the schedule moves on."""
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,8 +57,7 @@ class History(pl.Callback):
         rates = self.meter.read(trainer.world_size)
         if trainer.is_global_zero:
             losses = {k: float(v) for k, v in getattr(pl_module, "last_losses", {}).items()}
-            rate = {"lr": trainer.optimizers[0].param_groups[0]["lr"]} if trainer.optimizers else {}
-            self._write(trainer, {**losses, **rate, **rates})
+            self._write(trainer, {**losses, "lr": self._rate, **rates})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what validation found."""

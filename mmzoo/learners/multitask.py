@@ -75,7 +75,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
             state = task.loss(output, batch)
             loss = self._mean(state)
             total = total + task.config.weight * loss
-            logged |= {f"train/{name}/{k}": p.mean().detach() for k, p in state.parts.items()}
+            logged |= {f"train/{name}/loss/{k}": p.mean().detach() for k, p in state.parts.items()}
             logged[f"train/{name}/loss"] = state.total.mean().detach()
         for key, value in output.aux.items():
             total = total + self.config.aux_weight * value

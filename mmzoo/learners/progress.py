@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+log = logging.getLogger(__name__)
 PLAIN_EVERY_S = 5.0
 """Seconds between plain lines, at least."""
 REFRESH_S = 0.1
@@ -88,11 +90,10 @@ class Progress(pl.Callback):
         return f"step {line['step']}{total}  {train_figures(line)}{left}"
 
     def _print(self, text: str) -> None:
-        if self._live is not None:
+        live = self._live is not None
+        if live:
             self._live.console.print(text, markup=False, highlight=False)
-        else:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+        log.info("%s", text, extra={"quiet": live})
 
     def _open(self, trainer: pl.Trainer) -> None:
         from rich import progress
@@ -135,7 +136,7 @@ def train_figures(line: Mapping[str, Any]) -> str:
 def val_line(line: Mapping[str, Any], highlights: tuple[str, ...]) -> str:
     """Return the validation figures worth showing: the loss, the highlights, else the first few."""
     figures = {k.removeprefix("val/"): v for k, v in line.items() if k.startswith("val/")}
-    chosen = [h for h in highlights if h in figures] or [k for k in figures if not k.endswith("loss")][:4]
+    chosen = [h for h in highlights if h in figures] or [k for k in figures if "loss" not in k][:4]
     shown = dict.fromkeys(k for k in ("loss", *chosen) if k in figures)
     return f"step {line['step']}  validation  " + "  ".join(f"{k} {figures[k]:.4g}" for k in shown)
 

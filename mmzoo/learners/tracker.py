@@ -55,14 +55,14 @@ class Tracker:
 
     @torch.no_grad()
     def compute(self, model: MultimodalModel) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Return all figures (`loss`, `task/loss`, `task/metric`) and matrices."""
+        """Return all figures (`loss`, `task/loss`, `task/loss/part`, `task/metric`) and matrices."""
         losses, states = self._merged_over_ranks()
         figures: dict[str, float] = {}
         matrices: dict[str, np.ndarray] = {}
         total = 0.0
         for name, state in losses.items():
             figures[f"{name}/loss"] = float(state.mean())
-            figures |= {f"{name}/{k}": float(p.mean()) for k, p in state.parts.items()}
+            figures |= {f"{name}/loss/{k}": float(p.mean()) for k, p in state.parts.items()}
             total += self.tasks[name].config.weight * figures[f"{name}/loss"]
         figures["loss"] = total
         extra = {"reference": self.reference, "class_vectors": class_vectors(model, self.tasks, self.info)}
