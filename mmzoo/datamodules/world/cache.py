@@ -1,0 +1,138 @@
+"""Where a world's arrays are kept: rendered once under MMZOO_HOME, then memory-mapped by everybody.
+
+The folder's name is a hash of the options and of `VERSION`. A world is rendered into a temporary folder
+beside it and renamed when complete; a lock keeps a second process waiting rather than rendering the same
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+
+from mmzoo.datamodules.world.events import WorldConfig
+from mmzoo.datamodules.world.render import Arrays, shapes
+from mmzoo.datamodules.world.worker import OPTIONS, render_share
+from mmzoo.errors import DataError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raise it with every change that makes a world of the same options come out differently."""
+SMALL = 512
+"""Worlds of at most this many events are rendered in the calling process."""
+MAX_WORKERS = 8
+
+
+def home() -> Path:
+    """Return the folder of mmzoo's caches: MMZOO_HOME, else mmzoo under the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MMZOO_HOME") or Path(cache) / "mmzoo").expanduser()
+
+
+def world_options(config: WorldConfig) -> dict[str, int | float]:
+    """Return the options that decide how a world comes out."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(WorldConfig)}
+
+
+def world_folder(config: WorldConfig, root: Path | None = None) -> Path:
+    """Return the folder that holds, or will hold, the arrays of these options."""
+    text = json.dumps({"version": VERSION, **world_options(config)}, sort_keys=True)
+    return (root or home() / "five_senses") / f"v{VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def open_world(config: WorldConfig, root: Path | None = None) -> Arrays:
+    """Return the arrays of a world, memory-mapped, after rendering them if nobody has."""
+    folder = world_folder(config, root)
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(folder.with_suffix(".lock")):
+                if not folder.is_dir():
+                    _render(config, folder)
+        except OSError as error:
+            found = f"cannot write ({error.strerror or error})"
+            do = "Set MMZOO_HOME to a folder with space."
+            raise DataError.at(str(folder), found, "a writable cache folder", do) from error
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes(config)}
+
+
+def _render(config: WorldConfig, folder: Path) -> None:
+    started = time.monotonic()
+    workers = _workers() if config.num_events > SMALL else 1
+    log.info("five_senses: rendering %d events once, into %s", config.num_events, folder)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (unfinished / OPTIONS).write_text(json.dumps(world_options(config), indent=1))
+        for name, (shape, dtype) in shapes(config).items():
+            np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", dtype, shape)
+        if config.num_events > SMALL:
+            _run_workers(unfinished, workers)
+        else:
+            render_share(unfinished, 0, 1)
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    log.info("five_senses: rendered in %.0f s with %d processes", time.monotonic() - started, workers)
+
+
+def _run_workers(folder: Path, workers: int) -> None:
+    package = str(Path(__file__).resolve().parents[3])
+    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [sys.executable, "-m", "mmzoo.datamodules.world.worker", str(folder)]
+    running = [
+        subprocess.Popen(
+            [*command, str(share), str(workers)],
+            env={**os.environ, **threads, "PYTHONPATH": paths},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for share in range(workers)
+    ]
+    try:
+        for process in running:
+            _, stderr = process.communicate()
+            if process.returncode:
+                said = (stderr.strip().splitlines() or ["nothing"])[-1]
+                found = f"a rendering process ended with {process.returncode} ({said})"
+                raise DataError.at(str(folder), found, "all to finish", "See the message; then try again.")
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def _workers() -> int:
+    with contextlib.suppress(AttributeError):
+        return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MAX_WORKERS, os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Generator[None, None, None]:
+    """Hold a lock that ends with the process; where the system has none, both render and the first rename
+    wins."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
