@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -27,6 +27,8 @@ class Cleaning(str, Enum):
 
 class TextPreprocess(Preprocess):
     """From a text to the ids (n) of its tokens."""
+
+    reads_paths: ClassVar[bool] = False
 
     @dataclass(kw_only=True)
     class Config(schema.Config):
@@ -94,6 +96,8 @@ class TextAdapter(ModalityAdapter):
         "From a text to ids."
         vocab_size: int | None = None
         "Rows of the embedding; null = the tokenizer's entries."
+        embedding_dim: int | None = None
+        "Width of the embedding before a linear map to the trunk's (ALBERT section 3.1); null = the trunk's."
         max_positions: int = 514
         "Rows of the position table, CLS included."
         num_buckets: int = 256
@@ -109,6 +113,10 @@ class TextAdapter(ModalityAdapter):
                 raise ConfigError.at(
                     "max_positions", found, expected, "Raise it or lower preprocess.max_tokens."
                 )
+            if self.embedding_dim is not None and self.embedding_dim < 1:
+                raise ConfigError.at(
+                    "embedding_dim", f"{self.embedding_dim}", "1 or more, or null", "Raise it."
+                )
             if self.num_bias_tables < 0 or self.num_buckets < 2:
                 found = f"{self.num_bias_tables}, {self.num_buckets}"
                 raise ConfigError.at("num_bias_tables, num_buckets", found, "at least 0 and 2", "Raise them.")
@@ -122,8 +130,9 @@ class TextAdapter(ModalityAdapter):
             found = f"{vocab_size} for a tokenizer of {tokenizer.vocab_size} entries"
             raise ConfigError.at(f"{name}.vocab_size", found, "no fewer", "Raise it or leave it open (null).")
         self.pad_id = tokenizer.pad_id
-        self.embedding = nn.Embedding(vocab_size, dim)
+        self.embedding = nn.Embedding(vocab_size, config.embedding_dim or dim)
         trunc_normal_(self.embedding.weight)
+        self.widen = nn.Linear(config.embedding_dim, dim, bias=False) if config.embedding_dim else None
         self.positions = nn.Parameter(trunc_normal_(torch.empty(config.max_positions, dim)))
         self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim)))
         self.biases = nn.ModuleList(
@@ -143,6 +152,8 @@ class TextAdapter(ModalityAdapter):
         if not bool(valid.all()):
             ids = ids.masked_fill(~valid[:, 1:].to(ids.device, non_blocking=True), self.pad_id)
         content = self.embedding(ids)
+        if self.widen is not None:
+            content = self.widen(content)
         cls = self.cls_token.to(content.dtype).expand(len(x), -1, -1)
         tokens = torch.cat([cls, content], dim=1) + self.positions[: longest + 1]
         biases = tuple(bias(longest + 1) for bias in self.biases)

@@ -76,9 +76,18 @@ def test_vocabulary_is_the_tokenizers_or_larger():
         adapter_of(vocab_size=100)
 
 
+def test_factorised_embedding_is_widened_to_the_trunk():
+    adapter = adapter_of(embedding_dim=5)
+    assert adapter.embedding.weight.shape == (259, 5)
+    found = adapter(texts([7, 9]))
+    expected = adapter.embedding.weight[[7, 9]] @ adapter.widen.weight.t() + adapter.positions[1:3]
+    torch.testing.assert_close(found.tokens[0, 1:], expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"embedding_dim": 0}, "embedding_dim: 0; expected 1 or more, or null"),
         ({"max_positions": 20}, "max_positions: 20 for texts of 20 tokens and CLS; expected at least 21"),
         ({"num_buckets": 1}, "num_bias_tables, num_buckets: 1, 1; expected at least 0 and 2"),
     ],
