@@ -15,10 +15,9 @@ EXTENSIONS = {
     "image": ("jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "ppm", "pgm"),
     "audio": ("wav", "flac", "ogg", "mp3", "aif", "aiff"),
     "text": ("txt",),
-    "skeleton": ("skeleton",),
 }
-"""Kind -> file name extensions. `.npy` and `.npz` hold a scan or a motion: see `kind_of`."""
-ARRAYS = ("npy", "npz")
+"""Kind -> file name extensions. `.npy` holds a scan or a motion: see `kind_of`."""
+ARRAYS = ("npy",)
 KINDS = ("image", "audio", "text", "fmri", "skeleton")
 KIND_OF = {extension: kind for kind, extensions in EXTENSIONS.items() for extension in extensions}
 

@@ -124,7 +124,6 @@ def array_kind(files: Files, samples: Sequence[tuple[str, ...]]) -> str | None:
         for name in names:
             if extension(name) in ARRAYS and not kind_of(name):
                 with decoding(name):
-                    found = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
-                    array = found if isinstance(found, np.ndarray) else found[found.files[0]]
+                    array = np.load(io.BytesIO(files.read(name)), allow_pickle=False)
                 return "skeleton" if array.ndim >= 3 else "fmri"
     return None

@@ -1,0 +1,253 @@
+"""What a path holds: format, modalities, counts, shapes, classes, faults, and the options to train on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmzoo import registry
+from mmzoo.batch import DataInfo, Item
+from mmzoo.datamodules.base import DataModule
+from mmzoo.datamodules.files import KINDS
+from mmzoo.datamodules.loader import SampleSource
+from mmzoo.datamodules.records import RecordSource
+from mmzoo.datamodules.sniff import open_path, sniff
+from mmzoo.datamodules.split import SPLITS
+from mmzoo.errors import DataError, ShapeError
+from mmzoo.modalities.base import Preprocess
+
+__all__ = ["ModalityReport", "Report", "inspect_path", "open_path"]
+
+PROBES = 2000
+"""Samples that are read to measure them and to find faults, evenly spread."""
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class ModalityReport:
+    """One modality: how many samples have it, how many were read, and what they look like.
+
+    shapes: shape -> how often (`480x640`, frames x joints, …); numbers: name -> (least, median, most).
+    """
+
+    count: int
+    read: int
+    shapes: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `inspect_path` found. `config` are the options of `data` that read it; `hints` say what to try
+    next.
+
+    `counted` tells whether modalities and classes were counted over all samples, or over those read.
+    """
+
+    path: str
+    format: str
+    samples: int
+    splits: Mapping[str, int]
+    modalities: Mapping[str, ModalityReport]
+    classes: Mapping[str, Mapping[str, int]]
+    subjects: Mapping[str, int]
+    read: int
+    faults: tuple[str, ...]
+    config: Mapping[str, Any]
+    hints: tuple[str, ...] = ()
+    counted: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**dataclasses.asdict(self), "faults": list(self.faults), "hints": list(self.hints)}
+
+    def __str__(self) -> str:
+        """Return the report as lines of text."""
+        splits = ", ".join(f"{name} {count}" for name, count in self.splits.items())
+        lines = [f"{self.path}: {self.format}, {self.samples} samples ({splits})"]
+        lines += [_line(name, part) for name, part in self.modalities.items()]
+        for target, counts in self.classes.items():
+            part = "" if self.counted else " (among those read)"
+            lines.append(f"  {target}: {len(counts)} classes{part}: {_some(counts)}")
+        if self.subjects:
+            lines.append(f"  subjects: {_some(self.subjects)} (voxels)")
+        faults = f"{len(self.faults)} faults" if self.faults else "no faults"
+        lines.append(f"  {faults} in {self.read} samples read")
+        lines += [f"    {fault}" for fault in self.faults[:SHOWN]]
+        lines += [f"    … and {len(self.faults) - SHOWN} more"] * (len(self.faults) > SHOWN)
+        lines += [f"  {hint}" for hint in self.hints]
+        lines.append("To train on it, put this into a recipe:")
+        lines.append("data:")
+        lines += [f"  {key}: {value}" for key, value in self.config.items()]
+        return "\n".join(lines)
+
+
+class Probe(Preprocess):
+    """Decodes as the modality does, measures what it gets, and hands nothing on."""
+
+    def __init__(self, kind: str) -> None:
+        """Take the decoder of a kind of data."""
+        self.kind = kind
+        self.decoder: Preprocess = registry.find("modalities", kind).Config().preprocess.build()
+        self.shapes: Counter[str] = Counter()
+        self.numbers: dict[str, list[float]] = {}
+        self.subjects: dict[str, int] = {}
+        self.example = ""
+
+    def decode(self, data: bytes, name: str) -> Any:
+        """Read a file's bytes."""
+        return self.decoder.decode(data, name)
+
+    def __call__(self, raw: Any, *, generator: torch.Generator | None = None) -> Item:
+        """Measure."""
+        del generator
+        values = np.asarray(getattr(raw, "values", raw[0] if self.kind == "audio" else raw))
+        if self.kind == "text":
+            self._note(characters=len(raw))
+            self.example = self.example or raw[:80]
+        elif self.kind == "audio":
+            self._note(duration_s=len(values) / raw[1], sample_rate_hz=raw[1])
+        elif self.kind == "image":
+            self.shapes[f"{values.shape[0]}x{values.shape[1]}"] += 1
+        else:
+            self.shapes["x".join(map(str, values.shape))] += 1
+        if subject := getattr(raw, "subject", None):
+            self.subjects[subject] = values.shape[-1]
+        if values.dtype.kind == "f" and self.kind == "audio" and not np.isfinite(values).all():
+            raise DataError.at(self.kind, "NaN or infinity", "finite values", "Mend or drop the file.")
+        return Item(torch.zeros(1))
+
+    def report(self, count: int) -> ModalityReport:
+        """Sum up."""
+        numbers = {k: (min(v), float(np.median(v)), max(v)) for k, v in self.numbers.items()}
+        read = max(sum(self.shapes.values()), *(len(v) for v in self.numbers.values()), 0)
+        return ModalityReport(count, read, dict(self.shapes.most_common(SHOWN)), numbers, self.example)
+
+    def _note(self, **values: float) -> None:
+        for name, value in values.items():
+            self.numbers.setdefault(name, []).append(float(value))
+
+
+def inspect_path(path: str | Path, probes: int = PROBES) -> Report:
+    """Look at a file or folder: list it all, read up to `probes` samples of it."""
+    guess = sniff(Path(path))
+    used = {kind: Probe(kind) for kind in KINDS}
+    data: DataModule = guess.config(whole=False).build(used, seed=0)
+    info = data.info()
+    sources = [data.source(split) for split in SPLITS if info.counts.get(split)]
+    seen = _probe(sources, info, probes)
+    known = _count_records(sources)
+    labels = known.labels or seen.labels
+    counts = known.modalities or seen.modalities
+    modalities = {m: used[m].report(counts[m]) for m in info.modalities if m in used}
+    return Report(
+        path=str(path),
+        format=guess.format,
+        samples=sum(info.counts.values()),
+        splits=dict(info.counts),
+        modalities=modalities,
+        classes={t: {n: labels[t][n] for n in names} for t, names in info.labels.items() if t in labels},
+        subjects=dict(info.subjects) or {s: n for probe in used.values() for s, n in probe.subjects.items()},
+        read=seen.read,
+        faults=tuple(seen.faults),
+        config={"type": guess.row, **guess.options},
+        hints=() if info.labels else hint_labels(_stems(sources)),
+        counted=bool(known.modalities) or not sources or seen.read == sum(map(len, sources)),
+    )
+
+
+@dataclass
+class Tally:
+    """What reading samples showed."""
+
+    read: int = 0
+    faults: list[str] = field(default_factory=list[str])
+    modalities: Counter[str] = field(default_factory=Counter[str])
+    labels: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+
+    def add(self, source: SampleSource, index: int, info: DataInfo) -> None:
+        """Read one sample."""
+        self.read += 1
+        try:
+            sample = source.get(index, None)
+        except (DataError, ShapeError) as error:
+            self.faults.append(str(error))
+            return
+        self.modalities.update(sample.inputs.keys())
+        for target, value in sample.targets.items():
+            names = info.labels[target]
+            held = [int(value)] if value.ndim == 0 else value.nonzero().flatten().tolist()
+            self.labels.setdefault(target, Counter()).update(names[i] for i in held)
+
+
+def _probe(sources: Sequence[SampleSource], info: DataInfo, probes: int) -> Tally:
+    tally = Tally()
+    step = max(1, -(-sum(map(len, sources)) // probes))
+    for source in sources:
+        for index in range(0, len(source), step):
+            tally.add(source, index, info)
+    return tally
+
+
+def _count_records(sources: Sequence[SampleSource]) -> Tally:
+    """Count modalities and labels of all records, without reading a file."""
+    tally = Tally()
+    for source in sources:
+        if isinstance(source, RecordSource):
+            for record in source.records:
+                tally.modalities.update(record.modalities)
+                for target, label in record.labels.items():
+                    held = (label,) if isinstance(label, str) else label
+                    tally.labels.setdefault(target, Counter()).update(held)
+    return tally
+
+
+def hint_labels(stems: Sequence[str]) -> tuple[str, ...]:
+    """Say which part of file names like `a_b_c` could be the class: one that takes few values, each often."""
+    parts = [re.split(r"[_-]", stem) for stem in stems]
+    width = len(parts[0]) if parts else 0
+    if width < 2 or any(len(p) != width for p in parts):
+        return ()
+    hints: list[str] = []
+    for at, values in enumerate(zip(*parts, strict=True)):
+        kinds = sorted(set(values))
+        if 2 <= len(kinds) <= max(2, len(stems) // 5):
+            pattern = rf"^{'[^_-]+[_-]' * at}(?P<label>[^_-]+?)(?:[_.-]|$)"
+            shown = ", ".join(kinds[:8]) + (" …" if len(kinds) > 8 else "")
+            hints.append(f"classes may be in the names ({shown}): pattern: '{pattern}'")
+    return tuple(hints)
+
+
+def _stems(sources: Sequence[SampleSource]) -> list[str]:
+    """Return the names of samples that lie in no folder."""
+    records = (r for s in sources if isinstance(s, RecordSource) for r in s.records)
+    return [record.id for record in records if record.files and "/" not in record.id]
+
+
+def _line(name: str, part: ModalityReport) -> str:
+    facts = [_some(part.shapes, "of")] if part.shapes else []
+    facts += [_range(key, *numbers) for key, numbers in part.numbers.items()]
+    facts += [repr(part.example)] if part.example else []
+    return f"  {name}: {part.count} samples; " + "; ".join(facts)
+
+
+def _range(name: str, least: float, median: float, most: float) -> str:
+    words, _, unit = name.rpartition("_")
+    words, unit = (words.replace("_", " "), f" {unit}") if unit in ("s", "hz") else (name, "")
+    if least == most:
+        return f"{words} {least:g}{unit}"
+    return f"{words} {least:.4g} to {most:.4g}{unit} (median {median:.4g})"
+
+
+def _some(counts: Mapping[str, int], joint: str = "") -> str:
+    shown = [f"{n} {joint} {name}" if joint else f"{name} {n}" for name, n in list(counts.items())[:SHOWN]]
+    return ", ".join(shown) + (" …" if len(counts) > SHOWN else "")
