@@ -26,9 +26,13 @@ class Tokenizer(schema.Configurable):
     """
 
     vocab_size: int
+    "Ids are below this."
     pad_id: int
+    "What a batch may hold beyond a text's end; a row's length tells, not the id."
     prefix: tuple[int, ...] = ()
+    "Marks put before every text."
     suffix: tuple[int, ...] = ()
+    "Marks put behind every text."
 
     def __init__(self, config: Any) -> None:
         """Keep the options; read nothing yet."""
