@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mmzoo.datamodules.tar import IndexedTar, is_tar
 from mmzoo.errors import DataError
@@ -22,6 +22,7 @@ KINDS = ("image", "audio", "text", "fmri", "skeleton")
 KIND_OF = {extension: kind for kind, extensions in EXTENSIONS.items() for extension in extensions}
 
 
+@runtime_checkable
 class Files(Protocol):
     """Files by name; `root` is what error messages call the place."""
 
