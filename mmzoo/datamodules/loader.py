@@ -7,6 +7,7 @@ worker processes by `torch.utils.data.DataLoader`, one whole batch a task.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -98,6 +99,17 @@ class Task:
     spare: tuple[tuple[int, int], ...] = ()
 
 
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Keep torch to one thread: one sample's operations are too small to share, waiting for the others is dear."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class BatchReader(torch_data.Dataset[Loaded]):
     """Loads whole batches; DataLoader runs it in the workers."""
 
@@ -109,12 +121,13 @@ class BatchReader(torch_data.Dataset[Loaded]):
         """Load the draws of a task, leaving out what is unreadable and what the batch already holds."""
         samples: dict[str, Sample] = {}
         faults: list[Fault] = []
-        for draw in task.draws:
-            self._read(draw, task.epoch, samples, faults)
-        for draw in task.spare:
-            if samples:
-                break
-            self._read(draw, task.epoch, samples, faults)
+        with single_threaded():
+            for draw in task.draws:
+                self._read(draw, task.epoch, samples, faults)
+            for draw in task.spare:
+                if samples:
+                    break
+                self._read(draw, task.epoch, samples, faults)
         return Loaded(join(samples, faults), tuple(faults))
 
     def _read(
