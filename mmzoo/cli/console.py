@@ -11,19 +11,28 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any, Protocol, runtime_checkable
 
 STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def is_terminal(stream: TextIO) -> bool:
+@runtime_checkable
+class Stream(Protocol):
+    """What is asked of stdout and stderr, and of what stands in for them."""
+
+    def isatty(self) -> bool:
+        """Say whether it is a terminal."""
+        ...
+
+
+def is_terminal(stream: Stream) -> bool:
     """Say whether a person is likely to watch this stream."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def style(text: str, name: str, stream: TextIO | None = None) -> str:
+def style(text: str, name: str, stream: Stream | None = None) -> str:
     """Colour `text` where the stream is a terminal and NO_COLOR is unset or empty."""
     if not is_terminal(stream or sys.stdout) or os.environ.get("NO_COLOR"):
         return text
@@ -51,7 +60,7 @@ def table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     right: Sequence[int] = (),
-    stream: TextIO | None = None,
+    stream: Stream | None = None,
 ) -> str:
     """Lay out rows under a head, columns in `right` to the right; a terminal's width cuts the last one."""
     body = [[str(cell) for cell in row] for row in rows]
@@ -72,7 +81,7 @@ def pairs(items: Mapping[str, Any], indent: str = "") -> str:
     return "\n".join(f"{indent}{style(k.ljust(width), 'cyan')}  {v}" for k, v in items.items())
 
 
-def short(number: float | None, unit: str = "") -> str:
+def short(number: float | int | None, unit: str = "") -> str:
     """Write a number in three digits with a decimal prefix: 12.3M; nothing known is a dash."""
     if number is None:
         return "–"
@@ -82,7 +91,7 @@ def short(number: float | None, unit: str = "") -> str:
     return f"{number:.3g}{unit}"
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: float | int) -> str:
     """Write a duration as 42s, 3m05s or 2h07m."""
     whole = max(0, round(seconds))
     if whole < 60:

@@ -67,11 +67,16 @@ def _find_class(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
     for node in source.body:
         if isinstance(node, ast.ClassDef) and node.name == first:
             return (module, node) if not rest else _nested(module, node, rest)
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom) and node.module and _is_near(node.module, module):
             for alias in node.names:
                 if (alias.asname or alias.name) == first:
                     return _find_imported(node.module, alias.name, rest)
     return None
+
+
+def _is_near(module: str, home: str) -> bool:
+    """Only the component's own package is read: what torch or timm declare is no option."""
+    return module.partition(".")[0] in (home.partition(".")[0], "mmzoo")
 
 
 def _find_imported(module: str, name: str, rest: str) -> tuple[str, ast.ClassDef] | None:
@@ -121,6 +126,7 @@ def _fields(module: str, node: ast.ClassDef) -> Iterator[Option]:
             doc = " ".join(str(follower.value.value).split())
         choices = _choices(module, kind)
         shown, default = _default(statement.value, kind)
+        default = _constant(module, default)
         if choices and "." in default:
             default = dict(choices).get(default.rsplit(".", 1)[1], default)
         yield Option(statement.target.id, shown, default, doc, tuple(value for _, value in choices))
@@ -161,6 +167,19 @@ def _default(value: ast.expr | None, kind: str) -> tuple[str, str]:
             if keyword.arg == "default_factory":
                 return kind, _factory(keyword.value)
     return kind, ast.unparse(value)
+
+
+def _constant(module: str, name: str) -> str:
+    """Return the value of a default that is written as a constant's name."""
+    source = _parse(module) if name.isupper() else None
+    for node in source.body if source else ():
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.unparse(node.value)
+        if isinstance(node, ast.ImportFrom) and node.module and _is_near(node.module, module):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _constant(node.module, alias.name)
+    return name
 
 
 def _factory(value: ast.expr) -> str:

@@ -129,13 +129,15 @@ def forward_flops(model: MultimodalModel, run: Callable[[], Any]) -> dict[str, i
     """Return the FLOPs of `run()` by part of the model: `adapters.image`, `trunk`, `heads.x`."""
     counter = FlopCounterMode(display=False, depth=3, custom_mapping=_mapping())
     learning = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)  # the counter's module tracker trips over views of learned tables otherwise
+    model.requires_grad_(
+        requires_grad=False
+    )  # the counter's module tracker trips over views of learned tables otherwise
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
             run()
     finally:
         for parameter in learning:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(requires_grad=True)
     prefix = f"{type(model).__name__}."
     counts = {k.removeprefix(prefix): sum(v.values()) for k, v in counter.get_flop_counts().items()}
     names = [f"adapters.{m}" for m in model.adapters] + ["trunk"] + [f"heads.{t}" for t in model.heads]
