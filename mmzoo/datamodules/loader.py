@@ -101,7 +101,7 @@ class Task:
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Keep torch to one thread: one sample's operations are too small to share, waiting for the others is dear."""
+    """Keep torch to one thread: what one sample needs is too small to be worth waiting for the others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
