@@ -172,6 +172,7 @@ def _walk(a: Figure, p: Figure, m: Motion) -> float:
 def _handshake(a: Figure, p: Figure, m: Motion) -> float:
     for f in (a, p):
         f.acting("shoulder", "x", -(0.75 + 0.2 * m.s))
+        f.acting("shoulder", "y", -0.3)
         f.acting("elbow", "x", -0.55)
     return 0.85
 
@@ -201,6 +202,7 @@ def _hug(a: Figure, p: Figure, m: Motion) -> float:
 def _high_five(a: Figure, p: Figure, m: Motion) -> float:
     for f in (a, p):
         f.acting("shoulder", "x", -0.3 - 2.1 * m.bump())
+        f.acting("shoulder", "y", -0.25)
         f.acting("elbow", "x", -0.3)
     return 0.80
 

@@ -69,7 +69,8 @@ def pose(events: Sequence[Event]) -> Clips:
         offsets[i] = rest_offsets(people[0]), rest_offsets(people[1], event.partner_scale)
         angles[i], roots[i], yaws[i] = _stage(event, people, offsets[i])
     joints = forward_kinematics(angles, offsets, yaws) + roots[:, :, :, None]
-    joints = np.einsum("nij,ntpvj->ntpvi", np.stack([camera(e) for e in events]), joints - (0.0, 0.9, 0.0))
+    views = np.stack([camera(e) for e in events])[:, None, None]
+    joints = (joints - (0.0, 0.9, 0.0)) @ views.swapaxes(-1, -2)
     joints += np.stack([_camera_place(e) for e in events])[:, None, None, None]
     present = np.array([[True, event.is_pair] for event in events])
     return Clips(joints, present)
@@ -85,33 +86,28 @@ def forward_kinematics(
     Math: R_j = R_parent Rz(a) Ry(b) Rx(c); p_j = p_parent + R_parent offset_j (metres); the root turned
     by the yaw.
     """
-    bent = set(np.flatnonzero(np.any(angles != 0.0, axis=(0, 1, 2, 4))).tolist())
-    turns = rotation(angles)
+    bent = np.flatnonzero(np.any(angles != 0.0, axis=(0, 1, 2, 4))).tolist()
+    turns = dict(zip(bent, np.moveaxis(rotation(angles[..., bent, :]), 3, 0), strict=True))
     heading = np.zeros((*yaws.shape, 3))
     heading[..., 1] = yaws
     places = np.zeros(angles.shape)
-    world = np.zeros((*angles.shape, 3))
-    world[..., 0, :, :] = rotation(heading) @ turns[..., 0, :, :]
+    world = {0: rotation(heading) @ turns[0] if 0 in turns else rotation(heading)}
     for joint in ORDER[1:]:
         parent = PARENTS[joint]
-        step = world[..., parent, :, :] @ offsets[:, None, :, joint, :, None]
+        step = world[parent] @ offsets[:, None, :, joint, :, None]
         places[..., joint, :] = places[..., parent, :] + step[..., 0]
-        if joint in bent:
-            world[..., joint, :, :] = world[..., parent, :, :] @ turns[..., joint, :, :]
-        else:
-            world[..., joint, :, :] = world[..., parent, :, :]
+        world[joint] = world[parent] @ turns[joint] if joint in turns else world[parent]
     return places
 
 
 def rotation(angles: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3 3"]:
     """Return Rz(angles z) Ry(angles y) Rx(angles x) for angles given in the order x, y, z."""
     (cx, cy, cz), (sx, sy, sz) = np.moveaxis(np.cos(angles), -1, 0), np.moveaxis(np.sin(angles), -1, 0)
-    rows = (
-        (cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx),
-        (sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx),
-        (-sy, cy * sx, cy * cx),
-    )
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    out = np.empty((*angles.shape, 3))
+    out[..., 0, 0], out[..., 0, 1], out[..., 0, 2] = cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx
+    out[..., 1, 0], out[..., 1, 1], out[..., 1, 2] = sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx
+    out[..., 2, 0], out[..., 2, 1], out[..., 2, 2] = -sy, cy * sx, cy * cx
+    return out
 
 
 def camera(event: Event) -> Float[np.ndarray, "3 3"]:

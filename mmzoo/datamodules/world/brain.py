@@ -1,9 +1,9 @@
 """The scans: a voxel-wise encoding model of that very picture, in four subjects of different size.
 
 Ref: the project's fMRI simulator, whose steps are 1 log-Gabor energies, 2 receptive fields and tuning, 3
-mixing between neighbours, 4 noise at a known ceiling. Two additions: V4 and higher voxels also read
-opponent colours, and the higher ones carry a code of who, what and where (`semantic_code`), the same for
-all subjects.
+mixing between neighbours, 4 noise at a known ceiling. Three additions: energies are divided by the
+picture's overall contrast, some voxels of V2, V4 and above read opponent colours, and the higher ones
+carry a code of who, what, how and where (`semantic_code`), the same for all subjects.
 
 Voxel counts are those of NSD's subjects 1, 2, 5, 7 divided by 33.
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Complex, Float, Int, UInt8
 from PIL import Image
 
 from mmzoo.datamodules.world.events import ATTRIBUTES, Event, keyed
@@ -27,6 +27,8 @@ SIZE = 64
 """Height and width (pixels) at which the brain sees a picture."""
 GRID = 16
 """Energies are averaged on a grid of this many cells a side before the receptive fields read them."""
+SEMI_SATURATION = 0.01
+"""Mean energy below which normalisation no longer lifts a picture's contrast."""
 
 _ROI_SHARE = (0.25, 0.20, 0.20, 0.35)
 _PRF_GROWTH = (1.0, 1.4, 2.2, 4.0)
@@ -34,6 +36,7 @@ _SHARPNESS = (2.0, 1.5, 1.0, 0.2)
 _EXPONENT = (0.6, 0.5, 0.45, 0.4)
 _COLOUR_SHARE = (0.0, 0.1, 0.5, 0.4)
 _SCALES, _ORIENTATIONS, _COLOURS = 4, 8, 4
+_LOW = np.r_[0 : SIZE // 4, 3 * SIZE // 4 : SIZE]
 _CODE_DIMS = {"action": 10, "colour": 5, "tempo": 2, "side": 1, "setting": 3}
 _CODE_WEIGHTS = {"action": 1.0, "colour": 0.8, "tempo": 0.7, "side": 0.6, "setting": 0.6}
 _STREAM = 1000
@@ -92,10 +95,13 @@ def energies(pictures: UInt8[np.ndarray, "n h w 3"]) -> Maps:
     red, green, blue = seen[..., 0], seen[..., 1], seen[..., 2]
     light = (red + green + blue) / 3.0
     light = light - light.mean(axis=(1, 2), keepdims=True)
-    spectrum = np.fft.fft2(light).astype(np.complex64)
-    maps = np.empty((len(seen), _SCALES * _ORIENTATIONS + _COLOURS, GRID * GRID))
+    fine = np.fft.fft2(light).astype(np.complex64)
+    spectra = {SIZE: fine, SIZE // 2: _low_frequencies(fine)}
+    maps = np.empty((len(seen), _SCALES * _ORIENTATIONS + _COLOURS, GRID * GRID), dtype=np.float32)
     for c, gabor in enumerate(_gabors()):
-        maps[:, c] = _pool(np.abs(np.fft.ifft2(spectrum * gabor)))
+        maps[:, c] = _pool(np.abs(np.fft.ifft2(spectra[len(gabor)] * gabor)))
+    contrast = maps[:, : _SCALES * _ORIENTATIONS]
+    contrast /= contrast.mean(axis=(1, 2), keepdims=True) + SEMI_SATURATION
     opponent = (red - green, green - red, blue - (red + green) / 2, (red + green) / 2 - blue)
     for c, colour in enumerate(opponent, start=_SCALES * _ORIENTATIONS):
         maps[:, c] = _pool(np.maximum(colour, 0.0))
@@ -176,12 +182,13 @@ def _gabors() -> tuple[Float[np.ndarray, "h w"], ...]:
     radius[0, 0] = 1.0
     filters: list[Float[np.ndarray, "h w"]] = []
     for scale in range(_SCALES):
+        keep = np.s_[:, :] if scale < 2 else np.ix_(_LOW, _LOW)
         ring = np.exp(-(np.log(radius / (0.25 / 2**scale)) ** 2) / (2 * np.log(1.6) ** 2))
         for step in range(_ORIENTATIONS):
             off = np.angle(np.exp(1j * (angle - np.pi * step / _ORIENTATIONS)))
             gabor = 2.0 * ring * np.exp(-(off**2) / (2 * (np.pi / 8) ** 2))
             gabor[0, 0] = 0.0
-            filters.append(gabor.astype(np.float32))
+            filters.append(gabor[keep].astype(np.float32))
     return tuple(filters)
 
 
@@ -236,10 +243,15 @@ def _at_size(pictures: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "n 64 
     )
 
 
+def _low_frequencies(spectrum: Complex[np.ndarray, "n h w"]) -> Complex[np.ndarray, "n h2 w2"]:
+    """Cut a spectrum down to that of the picture at half the size, all that the coarse scales need."""
+    return spectrum[:, _LOW[:, None], _LOW] / 4.0
+
+
 def _pool(maps: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, "n cells"]:
-    step = SIZE // GRID
-    cells = maps.reshape(len(maps), GRID, step, GRID, step)
-    return cells.sum(axis=(2, 4), dtype=np.float64).reshape(len(maps), -1) / step**2
+    rows, step = maps.shape[1], maps.shape[1] // GRID
+    by_row = maps.reshape(len(maps), GRID, step, rows).sum(axis=2)
+    return by_row.reshape(len(maps), GRID * GRID, step).sum(axis=2) / step**2
 
 
 def _moments(values: Float[np.ndarray, "n v"]) -> Float[np.ndarray, "2 v"]:

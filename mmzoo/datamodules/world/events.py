@@ -54,7 +54,7 @@ class WorldConfig(schema.Config):
     """Audio samples a second."""
     num_repeats: int = 3
     """How often each subject sees each image; the scans of the repeats differ in noise."""
-    ncsnr: float = 1.0
+    ncsnr: float = 0.6
     """Median over voxels of the noise-ceiling signal-to-noise ratio (signal sd / noise sd) of one scan."""
 
     def __post_init__(self) -> None:
@@ -167,7 +167,8 @@ def make_events(config: WorldConfig, split: str) -> list[Event]:
 
 
 def calibration_events(config: WorldConfig) -> list[Event]:
-    """Return events of no split, on which the voxels' responses are standardised: 128, fewer in tiny worlds."""
+    """Return events of no split, on which the voxels' responses are standardised: 128, fewer in tiny
+    worlds."""
     dealt, number = split_combinations(config)["train"], min(128, config.num_events)
     return [_event(config.world_seed, _CALIBRATION, i, dealt[(7 * i) % len(dealt)]) for i in range(number)]
 

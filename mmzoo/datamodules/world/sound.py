@@ -75,19 +75,19 @@ _A, _E, _I = (750.0, 1250.0), (520.0, 1850.0), (300.0, 2300.0)
 _O, _U, _M = (480.0, 850.0), (330.0, 700.0), (250.0, 1050.0)
 
 SCORES: tuple[Score, ...] = (
-    Score(voices=((0.05, Voice(1.0, 1.0, 0.9, _M, 0.9)),)),
-    Score(voices=((0.05, Voice(0.9, 1.5, 0.25, _E)), (0.5, Voice(1.5, 0.9, 0.25, _O)))),
+    Score(voices=((0.15, Voice(1.0, 1.0, 0.8, _M, 0.9)),)),
+    Score(voices=((0.15, Voice(0.9, 1.5, 0.25, _E)), (0.5, Voice(1.5, 0.9, 0.25, _O)))),
     Score(impacts=((0.5, _CLAP),), voices=((0.6, Voice(1.2, 1.2, 0.12, _A, 0.6)),)),
     Score(impacts=((0.38, _WHOOSH),), voices=((0.5, Voice(1.3, 0.8, 0.2, _A)),)),
     Score(impacts=((0.25, _RUSTLE), (0.75, _RUSTLE)), voices=((0.2, Voice(1.1, 0.6, 0.6, _U)),)),
     Score(impacts=((0.25, _STEP), (0.75, _STEP)), voices=((0.3, Voice(1.0, 1.0, 0.2, _O, 0.7)),)),
     Score(
         impacts=((0.25, _PAT), (0.75, _PAT)),
-        voices=((0.05, Voice(1.1, 0.9, 0.3, _E)),),
+        voices=((0.15, Voice(1.1, 0.9, 0.3, _E)),),
         partner=((0.55, Voice(1.1, 0.9, 0.3, _E, 0.8)),),
     ),
     Score(impacts=((0.5, _RUSTLE), (0.56, _THUD)), voices=((0.38, Voice(0.8, 1.1, 0.18, _U)),)),
-    Score(impacts=((0.5, _PAT),), voices=((0.0, Voice(1.25, 0.85, 0.85, _O)),)),
+    Score(impacts=((0.5, _PAT),), voices=((0.15, Voice(1.25, 0.85, 0.8, _O)),)),
     Score(impacts=((0.5, _SLAP),), voices=((0.58, Voice(1.2, 1.7, 0.25, _I)),)),
     Score(
         impacts=((0.38, _WHOOSH), (0.52, _THUD)),
@@ -104,7 +104,7 @@ SCORES: tuple[Score, ...] = (
     ),
     Score(
         impacts=((0.44, _RATTLE), (0.5, _RATTLE), (0.56, _RATTLE)),
-        voices=((0.1, Voice(1.0, 1.3, 0.25, _I)),),
+        voices=((0.15, Voice(1.0, 1.3, 0.25, _I)),),
         partner=((0.65, Voice(1.2, 1.0, 0.25, _A)),),
     ),
 )
@@ -138,7 +138,7 @@ def perform(event: Event, rate_hz: int, rng: np.random.Generator) -> Wave:
                 _add(out, _call(person, voice, tone, (period, rate_hz), rng), time, rate_hz)
     if score.swell:
         out *= np.exp(score.swell * np.linspace(-1.1, 1.1, len(out)))
-    return out + 1e-4 * rng.normal(size=len(out))
+    return out
 
 
 def strike(impact: Impact, rate_hz: int, rng: np.random.Generator) -> Wave:
@@ -160,7 +160,9 @@ def ambience(setting: int, length: int, rate_hz: int, rng: np.random.Generator) 
     """Return the place's own sound: surf; engines and a horn; leaves and birds; a hall's hum and murmur."""
     hertz, time = np.fft.rfftfreq(length, 1 / rate_hz), np.arange(length) / rate_hz
     centre, width = ((500.0, 900.0), (90.0, 130.0), (2900.0, 700.0), (420.0, 160.0))[setting]
-    spectrum = np.fft.rfft(rng.normal(size=length)) * np.exp(-(((hertz - centre) / width) ** 2))
+    spectrum = np.fft.rfft(rng.standard_normal(length, dtype=np.float32)) * np.exp(
+        -(((hertz - centre) / width) ** 2)
+    )
     noise = np.fft.irfft(spectrum, length)
     noise /= np.sqrt(np.mean(noise**2)) + 1e-9
     phase = rng.uniform(0, 2 * np.pi)
@@ -177,9 +179,11 @@ def ambience(setting: int, length: int, rate_hz: int, rng: np.random.Generator) 
 def _birds(time: Wave, rng: np.random.Generator) -> Wave:
     out = np.zeros_like(time)
     for start in rng.uniform(0, CLIP_S - 0.15, 4):
-        u = np.clip((time - start) / 0.12, 0, 1)
         pitch = 2800 + rng.uniform(-200, 200)
-        out += 3.0 * np.sin(np.pi * u) * np.sin(2 * np.pi * pitch * time + 3.0 * np.sin(2 * np.pi * 3 * u))
+        sings = slice(*np.searchsorted(time, (start, start + 0.12)))
+        u = (time[sings] - start) / 0.12
+        phase = 2 * np.pi * pitch * time[sings] + 3.0 * np.sin(2 * np.pi * 3 * u)
+        out[sings] += 3.0 * np.sin(np.pi * u) * np.sin(phase)
     return out
 
 
