@@ -94,7 +94,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """Make the Trainer; data order, restarts and files are mmzoo's own, so Lightning's are switched off."""
     minutes = config.max_minutes
-    torch.utils.deterministic.fill_uninitialized_memory = False  # 7 % of a small model's step on a CPU, for nothing
+    torch.utils.deterministic.fill_uninitialized_memory = False  # 7 % of a small step
     return pl.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
