@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ __all__ = ["ModalityReport", "Report", "inspect_path", "open_path"]
 PROBES = 2000
 """Samples that are read to measure them and to find faults, evenly spread."""
 SHOWN = 12
+UNITS = {"s": "s", "hz": "Hz"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Report:
         lines += [f"  {hint}" for hint in self.hints]
         lines.append("To train on it, put this into a recipe:")
         lines.append("data:")
-        lines += [f"  {key}: {value}" for key, value in self.config.items()]
+        lines += [f"  {key}: {_yaml(value)}" for key, value in self.config.items()]
         return "\n".join(lines)
 
 
@@ -132,7 +134,7 @@ class Probe(Preprocess):
         read = max(sum(self.shapes.values()), *(len(v) for v in self.numbers.values()), 0)
         return ModalityReport(count, read, dict(self.shapes.most_common(SHOWN)), numbers, self.example)
 
-    def _note(self, **values: float) -> None:
+    def _note(self, **values: float | int) -> None:
         for name, value in values.items():
             self.numbers.setdefault(name, []).append(float(value))
 
@@ -233,6 +235,12 @@ def _stems(sources: Sequence[SampleSource]) -> list[str]:
     return [record.id for record in records if record.files and "/" not in record.id]
 
 
+def _yaml(value: Any) -> str:
+    """Return a value as YAML reads it: plain where no character is special, else as JSON."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./ -]+", value) and not value[0].isdigit()
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
 def _line(name: str, part: ModalityReport) -> str:
     facts = [_some(part.shapes, "of")] if part.shapes else []
     facts += [_range(key, *numbers) for key, numbers in part.numbers.items()]
@@ -242,7 +250,7 @@ def _line(name: str, part: ModalityReport) -> str:
 
 def _range(name: str, least: float, median: float, most: float) -> str:
     words, _, unit = name.rpartition("_")
-    words, unit = (words.replace("_", " "), f" {unit}") if unit in ("s", "hz") else (name, "")
+    words, unit = (words.replace("_", " "), f" {UNITS[unit]}") if unit in UNITS else (name, "")
     if least == most:
         return f"{words} {least:g}{unit}"
     return f"{words} {least:.4g} to {most:.4g}{unit} (median {median:.4g})"

@@ -1,0 +1,184 @@
+"""Mixtures: how often each set is drawn, whose labels are whose, names and sources."""
+
+from __future__ import annotations
+
+import pathlib
+from collections import Counter
+
+import pytest
+import torch
+
+from mmzoo import registry, schema
+from mmzoo.datamodules.mixture import Mixture, Sampling
+from mmzoo.errors import ConfigError
+from mmzoo.modalities.base import Preprocess
+
+Reads = dict[str, Preprocess]
+
+
+@pytest.fixture
+def preprocesses() -> Reads:
+    return {"text": registry.find("modalities", "text").Config().preprocess.build()}
+
+
+def write(path: pathlib.Path, count: int, labels: str, test: int = 2) -> dict[str, object]:
+    rows = [
+        f"{path.stem} {i},{labels[i % len(labels)]},{'test' if i < test else 'train'}" for i in range(count)
+    ]
+    path.write_text("text,label,split\n" + "\n".join(rows) + "\n")
+    return {"type": "manifest", "path": str(path), "split": {"val_share": 0.0}}
+
+
+def mixture(folder: pathlib.Path, preprocesses: Reads, seed: int = 0, **options: object) -> Mixture:
+    sets = {
+        "small": write(folder / "small.csv", 10, "ab"),
+        "mid": write(folder / "mid.csv", 34, "bc"),
+        "large": write(folder / "large.csv", 130, "cab"),
+    }
+    tree = {"sets": sets, "loader": {"batch_size": 16, "drop_last": False}, **options}
+    return Mixture(schema.parse(Mixture.Config, tree), preprocesses, seed=seed)
+
+
+SIZES = {"small": 8, "mid": 32, "large": 128}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"small": 8, "mid": 32, "large": 128}),
+        ({"sampling": "uniform"}, {"small": 56, "mid": 56, "large": 56}),
+        ({"sampling": "round_robin", "epoch_samples": 31}, {"small": 11, "mid": 10, "large": 10}),
+        ({"sampling": "temperature", "temperature": 2.0, "epoch_samples": 700}, None),
+        (
+            {"weights": {"small": 4.0, "large": 0.0}, "epoch_samples": 64},
+            {"small": 32, "mid": 32, "large": 0},
+        ),
+    ],
+)
+def test_how_often_each_set_is_drawn(
+    options: dict[str, object], expected: dict[str, int] | None, tmp_path: pathlib.Path, preprocesses: Reads
+) -> None:
+    source = mixture(tmp_path, preprocesses, **options).source("train")
+    if expected is None:
+        roots = {n: s**0.5 for n, s in SIZES.items()}
+        expected = {n: round(700 * r / sum(roots.values())) for n, r in roots.items()}
+    assert dict(zip(SIZES, source.counts(), strict=True)) == expected
+    order = source.order(torch.Generator().manual_seed(0))
+    ends = [8, 40, 168]
+    drawn = Counter(next(n for n, end in zip(SIZES, ends, strict=True) if i < end) for i in order.tolist())
+    assert {n: drawn[n] for n in SIZES} == expected
+    times = Counter(order.tolist())
+    for start, (name, size) in zip([0, 8, 40], SIZES.items(), strict=True):
+        often = {times[i] for i in range(start, start + size)}
+        assert max(often) - min(often) <= 1, f"{name}: every sample as often as the others"
+
+
+def test_round_robin_takes_one_of_each_in_turn(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    data = mixture(tmp_path, preprocesses, sampling="round_robin", epoch_samples=48, loader={"batch_size": 6})
+    for batch in data.loader("train"):
+        assert batch.source == ("small", "mid", "large") * 2
+
+
+def test_batches_hold_nearly_the_same_share_of_each_set(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    data = mixture(tmp_path, preprocesses, sampling="uniform", loader={"batch_size": 12})
+    for batch in data.loader("train"):
+        shares = Counter(batch.source)
+        assert all(2 <= shares[name] <= 6 for name in SIZES)
+
+
+def test_samples_carry_names_sources_and_labels_of_their_set(
+    tmp_path: pathlib.Path, preprocesses: Reads
+) -> None:
+    data = mixture(tmp_path, preprocesses)
+    info = data.info()
+    assert info.labels == {"small/label": ("a", "b"), "mid/label": ("b", "c"), "large/label": ("a", "b", "c")}
+    assert info.counts == {"train": 168, "val": 0, "test": 6}
+    ids: list[str] = []
+    for batch in data.loader("train"):
+        batch.validate()
+        ids += batch.ids
+        for name in SIZES:
+            target = batch.targets.get(f"{name}/label")
+            rows = [i for i, s in enumerate(batch.source) if s == name]
+            assert (target.index.tolist() if target else []) == rows
+            for row, label in zip(rows, target.values.tolist() if target else [], strict=True):
+                number = int(batch.ids[row].rpartition("-")[2]) - 1
+                labels = {"small": "ab", "mid": "bc", "large": "cab"}[name]
+                assert info.labels[f"{name}/label"][label] == labels[number % len(labels)]
+    assert Counter(i.split("/")[0] for i in ids) == SIZES
+
+
+def test_shared_labels_have_one_numbering(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    data = mixture(tmp_path, preprocesses, targets="shared")
+    assert data.info().labels == {"label": ("a", "b", "c")}
+    for batch in data.loader("test"):
+        assert batch.source == ("small", "small", "mid", "mid", "large", "large")
+        assert ["abc"[i] for i in batch.targets["label"].values] == list("abbcca")
+
+
+def test_shared_multi_labels_move_with_their_names(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    sets: dict[str, object] = {}
+    for name, tags in {"one": "x|z", "two": "z|y"}.items():
+        (tmp_path / f"{name}.csv").write_text(f"text,tags\nhello,{tags}\nthere,{tags}\nyou,{tags[0]}\n")
+        split = {"val_share": 0.0, "test_share": 0.0}
+        sets[name] = {"type": "manifest", "path": str(tmp_path / f"{name}.csv"), "split": split}
+    data = Mixture(schema.parse(Mixture.Config, {"sets": sets, "targets": "shared"}), preprocesses)
+    assert data.info().labels == {"tags": ("x", "z", "y")}
+    source = data.source("train")
+    assert [source.get(i, None).targets["tags"].tolist() for i in (0, 3)] == [[1, 1, 0], [0, 1, 1]]
+
+
+def test_a_set_drawn_many_times_is_augmented_anew(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    data = mixture(tmp_path, preprocesses, sampling="uniform")
+    loader = data.loader("train")
+    draws = loader._plan().pairs()
+    repeats = [repeat for index, repeat in draws if index == 0]
+    assert sorted(repeats) == list(range(7))
+
+
+def test_resume_is_exact(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    options = {"sampling": "temperature"}
+    first = mixture(tmp_path, preprocesses, **options).loader("train")
+    whole = [b.ids for b in first]
+    again = mixture(tmp_path, preprocesses, **options).loader("train")
+    again.load_state_dict({**first.state_dict(), "batches": 4})
+    assert [b.ids for b in again] == whole[4:]
+    assert [b.ids for b in mixture(tmp_path, preprocesses, seed=1, **options).loader("train")] != whole
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"sets": {}}, "sets: none; expected at least one data set"),
+        ({"weights": {"smal": 1.0}}, "weights: 'smal'; expected a set. Did you mean 'small'?"),
+        ({"weights": {"small": -1.0}}, "weights.small: -1; expected 0 or more"),
+        ({"temperature": 0.0}, "mixture: temperature 0, epoch_samples None; expected numbers above 0"),
+        ({"sampling": "equal"}, "sampling: str 'equal'; expected one of proportional, uniform"),
+        (
+            {"sets": {"x": {"type": "foldr"}}},
+            "sets.x.type: 'foldr' is unknown; expected a row of the datamodules table",
+        ),
+    ],
+)
+def test_wrong_options_are_said(
+    options: dict[str, object], line: str, tmp_path: pathlib.Path, preprocesses: Reads
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        mixture(tmp_path, preprocesses, **options)
+    assert line in str(caught.value)
+
+
+def test_sets_must_agree_on_subjects(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    data = mixture(tmp_path, preprocesses)
+    infos = data.infos()
+    for name, voxels in {"small": 5, "mid": 6}.items():
+        object.__setattr__(infos[name], "subjects", {"s1": voxels})
+    with pytest.raises(ConfigError, match=r"subject 's1' with 6 voxels in mid; expected 5 as in another set"):
+        data.info()
+
+
+def test_all_weights_zero_is_said(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    data = mixture(tmp_path, preprocesses, weights=dict.fromkeys(SIZES, 0.0))
+    with pytest.raises(ConfigError, match="weights: all sets have 0"):
+        len(data.loader("train"))
+    assert data.config.sampling is Sampling.PROPORTIONAL
