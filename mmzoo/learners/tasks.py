@@ -78,8 +78,10 @@ class Task:
             if metric.needs_class_vectors and not vectors:
                 continue
             context = MetricContext(info, self.config.target, vectors, reference)
-            figures |= {f"{self.name}/{k}": v for k, v in metric.compute(state, context).items()}
-            matrices |= {f"{self.name}/{k}": v for k, v in metric.figures(state, context).items()}
+            own = getattr(self.config.metrics[list(self.metrics).index(name)], "target", "")
+            prefix = f"{self.name}/{own}" if own else self.name
+            figures |= {f"{prefix}/{k}": v for k, v in metric.compute(state, context).items()}
+            matrices |= {f"{prefix}/{k}": v for k, v in metric.figures(state, context).items()}
         return figures, matrices
 
 
