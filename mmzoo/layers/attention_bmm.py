@@ -42,19 +42,20 @@ class _Bmm(torch.autograd.Function):
         t, _, heads, width = qkv.shape
         out = qkv.new_empty(t, heads, width)
         kept: list[Tensor] = []
+        copy = any(span.count > 1 for span in spans)
         with torch.autocast(qkv.device.type, enabled=False):
             for span, bias in zip(spans, added, strict=True):
-                q, k, v = _heads(qkv, span)
+                q, k, v = _heads(qkv, span, copy=copy)
                 logits = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
                 if bias is not None:
                     logits.view(span.count, heads, span.length, span.length).add_(bias)
-                weights = torch.softmax(logits, -1)
+                weights = torch.softmax(logits, -1, out=logits)
                 if blind:
                     weights.nan_to_num_(0.0)
                 _write(out, span, torch.bmm(weights, v))
-                kept.append(weights)
-        ctx.save_for_backward(qkv, *kept)
-        ctx.spans, ctx.scale = spans, scale
+                kept += [q, k, v, weights]
+        ctx.save_for_backward(*kept)
+        ctx.spans, ctx.scale, ctx.shape = spans, scale, qkv.shape
         ctx.shapes = [(None if b is None else (b.shape, b.dtype)) for b in added]
         return out
 
@@ -63,15 +64,17 @@ class _Bmm(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] once_differentiable hides names
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        qkv, *kept = ctx.saved_tensors
-        heads = qkv.shape[2]
-        d_out, d_qkv = grads[0], torch.empty_like(qkv)
+        kept = ctx.saved_tensors
+        heads = ctx.shape[2]
+        d_out, d_qkv = grads[0], grads[0].new_empty(ctx.shape)
         d_added: list[Tensor | None] = []
-        for i, (span, weights) in enumerate(zip(ctx.spans, kept, strict=True)):
-            q, k, v = _heads(qkv, span)
+        for i, span in enumerate(ctx.spans):
+            q, k, v, weights = kept[4 * i : 4 * i + 4]
             d_o = _one(d_out, span)
             d_weights = torch.bmm(d_o, v.transpose(1, 2))
-            d_logits = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_logits = torch.ops.aten._softmax_backward_data.out(
+                d_weights, weights, -1, weights.dtype, grad_input=d_weights
+            )
             _write(d_qkv[:, 2], span, torch.bmm(weights.transpose(1, 2), d_o))
             _write(d_qkv[:, 0], span, torch.bmm(d_logits, k).mul_(ctx.scale))
             _write(d_qkv[:, 1], span, torch.bmm(d_logits.transpose(1, 2), q).mul_(ctx.scale))
@@ -87,15 +90,20 @@ class _Bmm(torch.autograd.Function):
         return d_qkv, None, None, None, *d_added
 
 
-def _heads(qkv: Tensor, span: Span) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k and v of a run, each (count * h, length, d)."""
+def _heads(qkv: Tensor, span: Span, *, copy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v of a run, each (count * h, length, d), as views or as copies.
+
+    Why: the GEMM wants one batch axis, which segments and heads form only in a copy. Where some run
+    needs copies, all runs take them: they are then kept for the backward pass in place of the qkv
+    buffer, at the same size.
+    """
     _, _, heads, width = qkv.shape
     rows = qkv[span.start : span.start + span.count * span.length]
-    if span.count == 1:
+    if not copy:
         q, k, v = rows.permute(1, 2, 0, 3).unbind(0)
         return q, k, v
     packed = rows.view(span.count, span.length, 3, heads, width).permute(2, 0, 3, 1, 4)
-    q, k, v = packed.reshape(3, span.count * heads, span.length, width).unbind(0)
+    q, k, v = packed.contiguous().view(3, span.count * heads, span.length, width).unbind(0)
     return q, k, v
 
 

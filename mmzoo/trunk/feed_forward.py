@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.errors import ConfigError
+from mmzoo.layers.gated import geglu
 from mmzoo.layers.norms import DEFAULT_EPS
 from mmzoo.trunk.base import Aux, FeedForward, MixerContext, num_weights
 from mmzoo.trunk.plan import SeqInfo
@@ -67,11 +68,7 @@ class Mlp(nn.Module):
     def forward(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
         """Transform each token."""
         h = self.w_in(x)
-        if self.gated:
-            gate, up = h.chunk(2, dim=-1)
-            h = F.gelu(gate) * up
-        else:
-            h = F.gelu(h)
+        h = geglu(h) if self.gated else F.gelu(h)
         return self.w_out(h if self.norm is None else self.norm(h))
 
 

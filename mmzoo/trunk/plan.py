@@ -61,7 +61,7 @@ class SeqInfo:
     @property
     def num_segments(self) -> int:
         """Return how many segments the buffer holds."""
-        return sum(run.count for run in self.runs)
+        return self.cu_seqlens.shape[0] - 1
 
     @property
     def lengths(self) -> list[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmzoo.batch import TokenSequence
 from mmzoo.errors import ShapeError
@@ -34,14 +36,19 @@ def run_biases(
             raise ShapeError.at(
                 "trunk", found, "none, one, or one a layer", "Mend the adapter's relative bias."
             )
+    corners = _Corners()
     prefix = [[_is_prefix(s) for s in group] for group in groups]
     made: list[list[Tensor | None]] = [[] for _ in range(depth)]
+    for run in runs:
+        for g, name, length in run.pieces:
+            s = next(s for s in groups[g] if s.modality == name)
+            corners.ask(s.biases, length)
     for run in runs:
         own = rows[run.segment : run.segment + run.count]
         g = run.pieces[0][0]
         places = [i for i, row in enumerate(own[0]) if row >= 0]
         cutters = [
-            _Cutter(groups[g][i], [r[i] for r in own], piece[2], is_prefix=prefix[g][i])
+            _Cutter(groups[g][i], [r[i] for r in own], piece[2], corners if prefix[g][i] else None)
             for i, piece in zip(places, run.pieces, strict=True)
         ]
         shared = all(len(c.biases) <= 1 for c in cutters)
@@ -50,24 +57,70 @@ def run_biases(
     return tuple(tuple(layer) for layer in made)
 
 
+class _CutCorners(torch.autograd.Function):
+    """Views of the upper left corners of a table; their gradients are added up in one table.
+
+    Why: plain slicing fills a table of zeros for each slice in the backward pass, which dominates with
+    long tables and many lengths.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.like, ctx.lengths = bias.new_empty(0), lengths
+        ctx.shape = bias.shape
+        return tuple(bias[:, :, :n, :n] for n in lengths)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] once_differentiable hides names
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor, None]:
+        total = ctx.like.new_zeros(ctx.shape)
+        for n, grad in zip(ctx.lengths, grads, strict=True):
+            if grad is not None:
+                total[:, :, :n, :n] += grad
+        return total, None
+
+
+class _Corners:
+    """The corners that the runs need of each shared table, all cut at once, each length once."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[int, dict[int, None]] = {}
+        self.cut: dict[int, dict[int, Tensor]] = {}
+
+    def ask(self, biases: tuple[Bias, ...], length: int) -> None:
+        for bias in biases:
+            self.lengths.setdefault(id(bias), {})[length] = None
+
+    def get(self, bias: Bias, length: int) -> Float[Tensor, "1 h l l"]:
+        key = id(bias)
+        if key not in self.cut:
+            lengths = tuple(self.lengths[key])
+            self.cut[key] = dict(zip(lengths, _CutCorners.apply(bias, lengths), strict=True))
+        return self.cut[key][length]
+
+
 class _Cutter:
     """Cuts the bias of one piece of a run out of its sequence's padded one."""
 
-    def __init__(self, s: TokenSequence, rows: list[int], length: int, *, is_prefix: bool) -> None:
-        self.biases, self.rows, self.length = s.biases, rows, length
+    def __init__(self, s: TokenSequence, rows: list[int], length: int, corners: _Corners | None) -> None:
+        self.biases, self.rows, self.length, self.corners = s.biases, rows, length, corners
         self.places: Tensor | None = None
-        if s.biases and not is_prefix:
-            self.places = s.valid[torch.tensor(rows)].nonzero()[:, 1].view(len(rows), length)
-            if bool((self.places == self.places[:1]).all()):
-                self.places = self.places[:1]
-            self.places = self.places.to(s.biases[0].device, non_blocking=True)
+        if s.biases and corners is None:
+            places = s.valid[torch.tensor(rows)].nonzero()[:, 1].view(len(rows), length)
+            alike = bool((places == places[:1]).all())
+            self.places = (places[:1] if alike else places).to(s.biases[0].device, non_blocking=True)
 
-    def cut(self, layer: int) -> Bias | None:
+    def cut(self, layer: int) -> Float[Tensor, "_ h l l"] | None:
         if not self.biases:
             return None
         bias = self.biases[layer if len(self.biases) > 1 else 0]
         if bias.shape[0] > 1:
             bias = _take(bias, self.rows)
+        elif self.corners is not None:
+            return self.corners.get(bias, self.length)
         if self.places is None:
             return bias[:, :, : self.length, : self.length]
         if self.places.shape[0] == 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.batch import TokenSequence
-from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.errors import ConfigError, ShapeError, close_matches
 from mmzoo.layers.drop_path import drop_path_rates
 from mmzoo.layers.init import init_weights
 from mmzoo.layers.norms import ModalityNorm
@@ -131,6 +131,10 @@ class Trunk(nn.Module, schema.Configurable):
         if not seq.num_tokens:
             return x, {}
         blocks = self._blocks()
+        if (
+            blocks
+        ):  # the residual stream keeps the precision of the weights, whatever autocast made of the tokens
+            x = x.to(blocks[0].norm1.weight.dtype)
         for layer, block in enumerate(blocks):
             block.mixer.prepare(seq, layer)
         sums: dict[str, list[Tensor]] = {}
@@ -147,13 +151,17 @@ class Trunk(nn.Module, schema.Configurable):
 
     def set_checkpointing(self, mode: Checkpointing | str) -> None:
         """Choose what the blocks recompute in the backward pass: none, block, ffn."""
+        known = [m.value for m in Checkpointing]
+        if mode not in known:
+            do = close_matches(str(mode), known)
+            raise ConfigError.at("trainer.checkpointing", repr(mode), f"one of {', '.join(known)}", do)
         for block in self._blocks():
             block.checkpointing = Checkpointing(mode)
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile every block with torch.compile, sizes dynamic; attention kernels stay eager."""
         for block in self._blocks():
-            block.compile(dynamic=True)
+            block.compile(dynamic=True, backend=backend)
 
     def num_params(self) -> int:
         """Count the parameters."""

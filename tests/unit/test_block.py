@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmzoo import schema
 from mmzoo.batch import TokenSequence
 from mmzoo.errors import ConfigError
+from mmzoo.layers.gated import geglu
 from mmzoo.trunk.attention import MultiHeadAttention, QkvBias
 from mmzoo.trunk.base import MixerContext
 from mmzoo.trunk.block import Block, BlockConfig
@@ -124,3 +125,16 @@ def test_a_cache_and_uneven_heads_are_refused():
         mixer(packed.buffer, seq=packed.seq, ctx=MixerContext(), cache={})
     with pytest.raises(ConfigError, match="5 heads; expected a divisor of dim 12"):
         MultiHeadAttention(MultiHeadAttention.Config(), dim=DIM, num_heads=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gated_gelu_and_its_hand_written_gradient(dtype: torch.dtype):
+    h = torch.randn(3, 8, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gate, up = h.chunk(2, -1)
+    wanted = 0.5 * gate * (1 + torch.erf(gate / 2**0.5)) * up
+    weight = torch.arange(12.0, dtype=dtype).view(3, 4)
+    torch.testing.assert_close(geglu(h), wanted)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), h) for y in (geglu(h), wanted)), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(geglu(h), wanted)

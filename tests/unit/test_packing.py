@@ -249,3 +249,21 @@ def test_numbers_of_biases_must_agree(image: TokenSequence):
     two = TokenSequence(image.tokens, image.valid, image.index, "image", biases=image.biases * 2)
     with pytest.raises(ShapeError, match="2 biases on image, 3 elsewhere"):
         pack([[three], [two]], NAMES)
+
+
+def test_gradients_of_shared_biases_gather_from_all_runs():
+    text = make("text", ["11100", "10000", "11111", "11100"], [0, 1, 2, 3], bias="shared")
+    image = make("image", ["111", "111"], [0, 2], bias="shared")
+    table = text.biases[0].requires_grad_()
+    groups = [[text], [image, text]]
+    seq = pack(groups, NAMES).seq
+    weights = [torch.randn_like(b) for b in seq.bias(0) if b is not None]
+    sum((b * w).sum() for b, w in zip(seq.bias(0), weights, strict=True)).backward()
+    wanted = torch.zeros_like(table)
+    for run, w in zip(seq.runs, weights, strict=True):
+        offset = 0
+        for _, name, n in run.pieces:
+            if name == "text":
+                wanted[:, :, :n, :n] += w[:, :, offset : offset + n, offset : offset + n]
+            offset += n
+    torch.testing.assert_close(table.grad, wanted)

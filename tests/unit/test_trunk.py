@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -192,8 +194,8 @@ def test_checkpointing_changes_no_gradient(mode: str):
 
 
 def test_unknown_checkpointing_is_refused():
-    with pytest.raises(ValueError, match="all"):
-        trunk().set_checkpointing("all")
+    with pytest.raises(ConfigError, match="'blok'; expected one of none, block, ffn"):
+        trunk().set_checkpointing("blok")
 
 
 def test_flops_are_the_closed_formula():
@@ -229,6 +231,8 @@ def test_bfloat16_autocast_is_near_float32():
     exact = real(model(groups).groups[0][0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = real(model(groups).groups[0][0])
+        half = [[TokenSequence(s.tokens.bfloat16(), s.valid, s.index, s.modality) for s in g] for g in groups]
+        assert model(half).groups[0][0].tokens.dtype == torch.float32
     assert (rough.float() - exact).norm() / exact.norm() < 3e-2
 
 
@@ -298,3 +302,49 @@ def test_what_a_mixer_cannot_honour_is_refused():
 def test_backend_is_an_option_of_the_mixer():
     model = trunk(mixer={"backend": "dense"})
     assert all(block.mixer.backend is Backend.DENSE for block in model.blocks)
+
+
+COMPILED = """
+import copy, sys, torch
+from mmzoo.batch import TokenSequence
+from mmzoo.trunk.trunk import Trunk
+
+def sequence(name, lengths):
+    n = max(lengths)
+    bias = torch.randn(1, 2, n, n).requires_grad_()
+    valid = torch.arange(n) < torch.tensor(lengths)[:, None]
+    tokens = torch.randn(len(lengths), n, 16)
+    return TokenSequence(tokens, valid, torch.arange(len(lengths)), name, biases=(bias,))
+
+torch.manual_seed(0)
+options = Trunk.Config(dim=16, depth=1, num_heads=2, drop_path_prob=0.3, layer_scale_init=1.0)
+eager = Trunk(options, modalities=("image", "text"))
+compiled = copy.deepcopy(eager)
+compiled.compile_blocks(sys.argv[1])
+batches = [
+    [[sequence("image", [4, 4])], [sequence("text", [3, 5, 2])]],
+    [[sequence("image", [6, 6, 6])], [sequence("text", [2, 7])]],
+    [[sequence("text", [4, 1, 1, 6])], [sequence("text", [5, 3]), sequence("image", [4, 4])]],
+]
+for groups in batches:
+    results = []
+    for model in (eager, compiled):
+        torch.manual_seed(1)
+        out = model(groups).groups
+        loss = sum(((g + 1) * s.tokens.sin()).sum() for g, group in enumerate(out) for s in group)
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+assert 0 < graphs < 16, graphs
+print("graphs", graphs)
+"""
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_compute_the_same(backend: str):
+    """In a process of its own: the run-time shape checks of the tests cannot be compiled."""
+    command = [sys.executable, "-c", COMPILED, backend]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("graphs")
