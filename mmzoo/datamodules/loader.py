@@ -8,7 +8,7 @@ worker processes by `torch.utils.data.DataLoader`, one whole batch a task.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,7 +100,7 @@ class Task:
 
 
 @contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
+def single_threaded() -> Generator[None]:
     """Keep torch to one thread: what one sample needs is too small to be worth waiting for the others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

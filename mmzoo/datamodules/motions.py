@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,13 @@ def read_arrays(path: Path, keys: ArrayKeys) -> list[Clip]:
     for i, (label, trial) in enumerate(zip(labels.tolist(), trials.tolist(), strict=True)):
         stem = str(trial) or str(label)
         numbers[stem] = numbers.get(stem, -1) + 1
-        clips.append(Clip(f"{stem}/{numbers[stem]:04d}", str(label), str(trial), _array_reader(values, i)))
+        read = functools.partial(_read_window, values, i)
+        clips.append(Clip(f"{stem}/{numbers[stem]:04d}", str(label), str(trial), read))
     return clips
 
 
-def _array_reader(values: np.ndarray, index: int) -> Callable[[], Motion]:
-    return lambda: Motion(values[index].transpose(2, 0, 1, 3).astype(np.float32))
+def _read_window(values: np.ndarray, index: int) -> Motion:
+    return Motion(values[index].transpose(2, 0, 1, 3).astype(np.float32))
 
 
 def read_pyskl(path: Path, threshold: float) -> list[Clip]:
@@ -102,7 +104,7 @@ def read_pyskl(path: Path, threshold: float) -> list[Clip]:
         where = f"{path.name}: annotation {number}"
         keypoint = _checked_keypoint(annotation, where)
         name = str(annotation.get("frame_dir", number))
-        read = _keypoint_reader(keypoint, annotation, threshold)
+        read = functools.partial(_read_keypoint, keypoint, annotation, threshold)
         listed = parts.get(name, [""])
         clips += [Clip(name, str(annotation["label"]), _trial_of(name), read, part) for part in listed]
     return clips
@@ -126,19 +128,14 @@ def _checked_keypoint(annotation: Any, where: str) -> np.ndarray:
     return keypoint
 
 
-def _keypoint_reader(
-    keypoint: np.ndarray, annotation: Mapping[str, Any], threshold: float
-) -> Callable[[], Motion]:
-    def read() -> Motion:
-        values = keypoint.astype(np.float32)
-        score = annotation.get("keypoint_score")
-        seen = np.asarray(score) >= threshold if score is not None else (values != 0).any(axis=-1)
-        if values.shape[-1] == 2 and annotation.get("img_shape") is not None:
-            height, width = annotation["img_shape"][:2]
-            values = (values - (width / 2, height / 2)).astype(np.float32) / (height / 2)
-        return Motion(values.transpose(3, 1, 2, 0), seen.transpose(1, 2, 0))
-
-    return read
+def _read_keypoint(keypoint: np.ndarray, annotation: Mapping[str, Any], threshold: float) -> Motion:
+    values = keypoint.astype(np.float32)
+    score = annotation.get("keypoint_score")
+    seen = np.asarray(score) >= threshold if score is not None else (values != 0).any(axis=-1)
+    if values.shape[-1] == 2 and annotation.get("img_shape") is not None:
+        height, width = annotation["img_shape"][:2]
+        values = (values - (width / 2, height / 2)).astype(np.float32) / (height / 2)
+    return Motion(values.transpose(3, 1, 2, 0), seen.transpose(1, 2, 0))
 
 
 def _trial_of(name: str) -> str:
@@ -159,14 +156,12 @@ def read_ntu_folder(path: Path, protocol: ntu.Protocol, num_persons: int) -> lis
         name = ntu.Name.parse(file.name)
         part = "train" if name.in_train(protocol) else "test"
         trial = f"P{name.performer:03d}"
-        clips.append(Clip(str(name), f"A{name.action:03d}", trial, _text_reader(file, num_persons), part))
+        read = functools.partial(_read_text, file, num_persons)
+        clips.append(Clip(str(name), f"A{name.action:03d}", trial, read, part))
     return clips
 
 
-def _text_reader(file: Path, num_persons: int) -> Callable[[], Motion]:
-    def read() -> Motion:
-        with decoding(file.name):
-            tracks = ntu.parse(file.read_text(), file.name)
-        return Motion(ntu.persons(tracks, num_persons))
-
-    return read
+def _read_text(file: Path, num_persons: int) -> Motion:
+    with decoding(file.name):
+        tracks = ntu.parse(file.read_text(), file.name)
+    return Motion(ntu.persons(tracks, num_persons))

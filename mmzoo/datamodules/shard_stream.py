@@ -20,7 +20,16 @@ from torch.utils import data as torch_data
 
 from mmzoo.batch import Sample
 from mmzoo.datamodules.faults import Fault
-from mmzoo.datamodules.loader import AUGMENT, ORDER, Loaded, LoaderConfig, ResumableLoader, join, open_reader
+from mmzoo.datamodules.loader import (
+    AUGMENT,
+    ORDER,
+    Loaded,
+    LoaderConfig,
+    ResumableLoader,
+    join,
+    open_reader,
+    single_threaded,
+)
 from mmzoo.datamodules.order import Rank, generator_for
 from mmzoo.errors import DataError, ShapeError
 
@@ -128,12 +137,13 @@ class StreamReader(torch_data.IterableDataset[Loaded]):
 
     def _load(self, drawn: Iterable[tuple[Raw, tuple[int, ...]]], faults: list[Fault]) -> Loaded:
         good: dict[str, Sample] = {}
-        for raw, key in drawn:
-            made = self._make(raw, key)
-            if isinstance(made, Fault):
-                faults.append(made)
-            else:
-                good.setdefault(made.id, made)
+        with single_threaded():
+            for raw, key in drawn:
+                made = self._make(raw, key)
+                if isinstance(made, Fault):
+                    faults.append(made)
+                else:
+                    good.setdefault(made.id, made)
         return Loaded(join(good, faults), tuple(faults))
 
     def _make(self, raw: Raw, key: tuple[int, ...]) -> Sample | Fault:
