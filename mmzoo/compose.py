@@ -114,7 +114,7 @@ def parse_override(text: str) -> tuple[str, str, Any]:
         )
     if mark == "~":
         return mark, key, None
-    if value in ("None", "none"):
+    if value == "None":
         return mark, key, None
     if value.startswith("{") and "://" not in value and '"' not in value:
         value = SPACELESS.sub(": ", value)

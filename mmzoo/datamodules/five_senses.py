@@ -25,6 +25,10 @@ from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.fmri import Scan
 
 
+KEPT = 1000
+"""Added to a variant's number in the key of its kept augmentation, apart from what the world draws."""
+
+
 class Scanned(str, Enum):
     """Whose scans of an event training shows; evaluation shows one subject's, the same each time."""
 
@@ -181,6 +185,9 @@ class EventSource:
         key = (sense, at, variant)
         if keep and key in self._kept:
             return self._kept[key]
+        if keep and generator is not None:  # keyed by what it is, so that a resumed run draws the same
+            seed = int(self.events[at].rng(sense, KEPT + variant).integers(2**62))
+            generator = torch.Generator().manual_seed(seed)
         item = self.preprocesses[sense](self.raw(sense, at, variant), generator=generator)
         if keep:
             self._kept[key] = item
