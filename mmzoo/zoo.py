@@ -62,7 +62,8 @@ def load(source: str | Path) -> MultimodalModel:
 def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any]]:
     """Like `load`, with the config saved beside the weights (model, recipe, labels, subjects, versions)."""
     config, state = read_source(source)
-    model = MultimodalModel(schema.parse(MultimodalModel.Config, config["model"], "model"))
+    options = schema.parse(MultimodalModel.Config, config["model"], "model")
+    model = MultimodalModel(MultimodalModel.bare(options))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         names = ", ".join([*missing, *unexpected][:4])
@@ -76,6 +77,14 @@ def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any
 def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return config and weights of whatever `source` names: a run, an export folder, a .ckpt file, shipped
     weights."""
+    config, state = _read(source)
+    if not isinstance(config.get("model"), dict):
+        expected = "the options that the model was built with"
+        raise CheckpointError.at(str(source), "weights without a model", expected, "Export it with mmzoo.")
+    return config, state
+
+
+def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     path = Path(source)
     if path.is_dir():
         folder = path / "export" if (path / "export").is_dir() else path

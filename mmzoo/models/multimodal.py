@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.batch import Batch, DataInfo, ModalityInput, ModelOutput, Prediction, TokenSequence
-from mmzoo.errors import ConfigError, ShapeError, close_matches
+from mmzoo.errors import ConfigError, close_matches
 from mmzoo.heads.base import Head
 from mmzoo.modalities.base import ModalityAdapter, Preprocess
 from mmzoo.trunk.base import MixerContext
@@ -25,6 +25,8 @@ from mmzoo.trunk.trunk import Trunk
 
 JOINT = "+"
 """Joins the modalities of a joint pass: `image+text`."""
+RESERVED = frozenset(dir(nn.ModuleDict()))
+"""Names that torch does not let a part of a model have."""
 
 
 @dataclass(kw_only=True)
@@ -58,8 +60,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
         """task name -> head; a recipe's tasks add theirs"""
 
         def __post_init__(self) -> None:
-            """Check that every pass names modalities that exist."""
+            """Check the names, and that every pass is made of modalities that exist."""
             faults = [
+                str(ConfigError.at(where, repr(name), "a name without . or + that torch leaves free", do))
+                for where, names in (("modalities", self.modalities), ("heads", self.heads))
+                for name in names
+                if not name or name in RESERVED or set(name) & {".", JOINT}
+                for do in ("Rename it.",)
+            ]
+            faults += [
                 str(
                     ConfigError.at(
                         f"heads.{task}.passes",
@@ -105,6 +114,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
         }
         return dataclasses.replace(config, modalities=modalities, heads=heads)
 
+    @classmethod
+    def bare(cls, config: Config) -> Config:
+        """Return a copy of the options that fetches no published weights: the model's own are loaded next."""
+        modalities = {
+            m: dataclasses.replace(c, pretrained=False) if getattr(c, "pretrained", False) else c
+            for m, c in config.modalities.items()
+        }
+        return dataclasses.replace(config, modalities=modalities)
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the inputs the model takes."""
@@ -136,8 +154,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
     def forward(
         self, batch: Batch, tasks: Sequence[str] | None = None, ctx: MixerContext | None = None
     ) -> ModelOutput:
-        """Run the passes that the named tasks (default all) need, in one packed buffer."""
+        """Run the passes that the named tasks (default all) need, in one packed buffer.
+
+        A pass that no sample has part of is absent from the predictions.
+        """
         chosen = list(self.heads) if tasks is None else list(tasks)
+        for task in chosen:
+            if task not in self.heads:
+                do = close_matches(task, self.heads)
+                raise ConfigError.at("model", f"no head {task!r}", "one that the model was built with", do)
         wanted = dict.fromkeys(p for task in chosen for p in self.passes[task])
         sequences, aux, stats = self._encode(batch, tuple(wanted), ctx)
         predictions = {
@@ -154,15 +179,17 @@ class MultimodalModel(nn.Module, schema.Configurable):
         self, batch: Batch, passes: tuple[str, ...], ctx: MixerContext | None
     ) -> tuple[dict[str, TokenSequence], Mapping[str, Tensor], dict[str, Any]]:
         needed = dict.fromkeys(m for p in passes for m in p.split(JOINT))
+        adapters = {m: self.adapter(m) for m in needed}
         embedded = {
-            m: self.adapter(m)(batch.inputs[m]) for m in needed if m in batch.inputs and len(batch.inputs[m])
+            m: adapter(batch.inputs[m])
+            for m, adapter in adapters.items()
+            if m in batch.inputs and len(batch.inputs[m])
         }
         groups = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in passes}
         groups = {p: g for p, g in groups.items() if g}
-        if not groups:
-            found = f"a batch with {', '.join(batch.inputs) or 'nothing'}"
-            raise ShapeError.at("model", found, f"one of {', '.join(needed)}", "Check the data's modalities.")
         ctx = ctx or MixerContext(training=self.training)
+        if not groups:
+            return {}, {}, ctx.stats
         out = self.trunk(list(groups.values()), ctx)
         joined = {p: g[0] if len(g) == 1 else join(g) for p, g in zip(groups, out.groups, strict=True)}
         return joined, out.aux, ctx.stats
@@ -184,12 +211,13 @@ class MultimodalModel(nn.Module, schema.Configurable):
 
     @torch.no_grad()
     def encode(self, **raw: Any) -> dict[str, Tensor]:
-        """Embed raw inputs by modality: one input, or a list of them, for each name; returns name -> (k, e).
+        """Embed raw inputs by modality: one input, or a list of them, for each name; returns pass -> (k, e).
 
         Inputs are what each modality's Preprocess takes (a PIL image, a sentence, (waveform, rate), …), or
-        file paths.
+        file paths. The k-th inputs of all modalities are one sample, which matters to joint passes only.
         """
-        names = dict.fromkeys(self.passes[self.embedding_task()])
+        task = self.embedding_task()
+        names = dict.fromkeys(m for p in self.passes[task] for m in p.split(JOINT))
         inputs: dict[str, ModalityInput] = {}
         size = 0
         for modality, value in raw.items():
@@ -208,10 +236,10 @@ class MultimodalModel(nn.Module, schema.Configurable):
         training = self.training
         self.eval()
         try:
-            found = self.embed(batch)
+            found = self.embed(batch, task)
         finally:
             self.train(training)
-        return {m: found[m].values for m in raw}
+        return {p: prediction.values for p, prediction in found.items()}
 
     def num_params(self, trainable_only: bool = False) -> dict[str, int]:  # noqa: FBT001, FBT002 a filter, not an algorithm
         """Count parameters by part: `modalities.x`, `trunk`, `heads.y`, `total`."""
