@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmzoo import schema
 from mmzoo.batch import Batch, DataInfo, ModelOutput, Prediction
+from mmzoo.errors import ConfigError, close_matches
 from mmzoo.metrics.base import Metric, MetricContext
 from mmzoo.models.multimodal import JOINT, HeadSpec, MultimodalModel
 from mmzoo.objectives.base import Objective
@@ -36,6 +37,11 @@ class TaskConfig(schema.Config):
     weight: float = 1.0
     """factor on the task's mean loss; 0 leaves it to the metrics alone"""
 
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not self.weight >= 0:
+            raise ConfigError.at("weight", str(self.weight), "0 or more", "Use 0 to only report the task.")
+
     def resolve_passes(self, modalities: tuple[str, ...]) -> list[str]:
         """Return the passes this task reads in a model of these modalities."""
         return list(self.passes or self.objective.build().passes(modalities) or modalities)
@@ -45,13 +51,26 @@ class Task:
     """A task at work: its objective, and its metrics with what they have seen so far."""
 
     def __init__(self, name: str, config: TaskConfig) -> None:
-        """Build the parts."""
+        """Build the parts.
+
+        Figures are named `task/figure`; those of a metric with a label of its own `task/label/figure`, those
+        of probes `task/probe/figure`, and those of a second metric of the same name `…/accuracy2/figure`.
+        """
         self.name, self.config = name, config
         self.objective: Objective = config.objective.build()
         self.metrics: dict[str, Metric] = {}
+        self.prefixes: dict[str, str] = {}
         for options in config.metrics:
-            key = name_of("metrics", type(options).owner or Metric)
-            self.metrics[f"{key}{len(self.metrics)}" if key in self.metrics else key] = options.build()
+            metric: Metric = options.build()
+            kind = name_of("metrics", type(metric))
+            number = 1 + sum(type(other) is type(metric) for other in self.metrics.values())
+            key = kind if number == 1 else f"{kind}{number}"
+            words = (name, getattr(options, "target", ""), key if metric.needs_reference else "")
+            prefix = "/".join(word for word in words if word)
+            taken = any(
+                self.prefixes[k] == prefix and type(m) is type(metric) for k, m in self.metrics.items()
+            )
+            self.metrics[key], self.prefixes[key] = metric, f"{prefix}/{key}" if taken else prefix
 
     def loss(self, output: ModelOutput, batch: Batch) -> LossState:
         """Return the loss state of a batch."""
@@ -66,7 +85,10 @@ class Task:
     def compute(
         self, states: Mapping[str, Any], info: DataInfo, extra: Mapping[str, Any]
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Return the figures and the matrices, both named `task/…`."""
+        """Return the figures and the matrices, both named `task/…`.
+
+        A metric that compares with the training split is left out where `extra` has no reference.
+        """
         figures: dict[str, float] = {}
         matrices: dict[str, np.ndarray] = {}
         for name, state in states.items():
@@ -78,8 +100,7 @@ class Task:
             if metric.needs_class_vectors and not vectors:
                 continue
             context = MetricContext(info, self.config.target, vectors, reference)
-            own = getattr(self.config.metrics[list(self.metrics).index(name)], "target", "")
-            prefix = f"{self.name}/{own}" if own else self.name
+            prefix = self.prefixes[name]
             figures |= {f"{prefix}/{k}": v for k, v in metric.compute(state, context).items()}
             matrices |= {f"{prefix}/{k}": v for k, v in metric.figures(state, context).items()}
         return figures, matrices
@@ -101,3 +122,29 @@ def modalities_of(tasks: Mapping[str, TaskConfig], modalities: tuple[str, ...]) 
     """Return the modalities that at least one task reads, in the model's order."""
     used = {m for t in tasks.values() for p in t.resolve_passes(modalities) for m in p.split(JOINT)}
     return tuple(m for m in modalities if m in used)
+
+
+def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo) -> list[str]:
+    """Return a line for everything that does not fit between a task's head, objective, metrics and labels."""
+    where = f"tasks.{name}"
+    if spec is None:
+        do = f"Set {where}.head or model.heads.{name}."
+        return [str(ConfigError.at(where, "no head", "a head", do))]
+    faults: list[str] = []
+    gives = getattr(type(spec.head).owner, "gives", None)
+    readers = [("objective", task.objective), *((f"metrics.{i}", m) for i, m in enumerate(task.metrics))]
+    for part, options in readers:
+        reads = getattr(type(options).owner, "reads", None)
+        if gives is not None and reads is not None and gives is not reads:
+            found, do = f"reads {reads.value}", "Choose another, or another head."
+            expected = f"{gives.value}, which the head gives"
+            faults.append(str(ConfigError.at(f"{where}.{part}", found, expected, do)))
+    targets = {f"{where}.target": task.target}
+    targets |= {f"{where}.metrics.{i}.target": getattr(m, "target", "") for i, m in enumerate(task.metrics)}
+    for place, target in targets.items():
+        if target and target not in info.labels:
+            do = close_matches(target, info.labels)
+            faults.append(
+                str(ConfigError.at(place, f"no label {target!r} in the data", "one of its labels", do))
+            )
+    return faults
