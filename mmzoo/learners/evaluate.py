@@ -40,19 +40,23 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Evaluate on one device; kNN and probes first see the training split. `progress` hears the samples
-    done."""
+    done.
+
+    The training split is evaluated in order, whole and without augmentation.
+    """
+    check_split(split)
     model, tracker = learner.model, learner.tracker
     training = model.training
     model.eval()
     try:
-        if tracker.needs_reference and check_split(split) != "train":
+        if tracker.needs_reference:
             tracker.reset()
             for batch in datamodule.loader("reference"):
                 tracker.update(model, batch.to(model.device))
             tracker.keep_as_reference()
         tracker.reset()
         done = 0
-        for batch in datamodule.loader(check_split(split)):
+        for batch in datamodule.loader("reference" if split == "train" else split):
             tracker.update(model, batch.to(model.device))
             done += len(batch)
             if progress:
@@ -60,10 +64,14 @@ def evaluate(
         figures, matrices = tracker.compute(model)
     finally:
         model.train(training)
-    axes = {f"{name}/retrieval": learner.model.passes[name] for name in learner.tasks}
-    axes |= {
-        f"{name}/confusion": learner.info.labels[task.config.target]
-        for name, task in learner.tasks.items()
-        if task.config.target in learner.info.labels
-    }
-    return Evaluation(split, figures, matrices, axes)
+    return Evaluation(split, figures, matrices, {name: _axis(learner, name) for name in matrices})
+
+
+def _axis(learner: MultitaskLearner, name: str) -> tuple[str, ...]:
+    """Name the rows and columns of a matrix: passes for retrieval, else the classes of its label."""
+    task, *label, kind = name.split("/")
+    if kind == "retrieval":
+        return learner.tracker.passes[task]
+    labels, place = learner.info.labels, "/".join([*label, ""])
+    own = next((t for t in labels if place.startswith(f"{t}/")), learner.tasks[task].config.target)
+    return tuple(labels.get(own, ()))

@@ -26,6 +26,7 @@ class Tracker:
         self.losses: dict[str, LossState] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.reference: dict[str, dict[str, Any]] = {}
+        self.passes: dict[str, tuple[str, ...]] = {}
 
     def reset(self) -> None:
         """Forget everything but the reference."""
@@ -46,16 +47,20 @@ class Tracker:
         return any(m.needs_reference for t in self.tasks.values() for m in t.metrics.values())
 
     def keep_as_reference(self) -> None:
-        """Take the present states as those of the training split, and start anew."""
+        """Take the present states, of all ranks, as those of the training split, and start anew."""
+        _, states = self._merged_over_ranks()
         self.reference = {
-            name: {k: s for k, s in self.states.get(name, {}).items() if task.metrics[k].needs_reference}
+            name: {k: s for k, s in states.get(name, {}).items() if task.metrics[k].needs_reference}
             for name, task in self.tasks.items()
         }
         self.reset()
 
     @torch.no_grad()
     def compute(self, model: MultimodalModel) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Return all figures (`loss`, `task/loss`, `task/loss/part`, `task/metric`) and matrices."""
+        """Return all figures (`loss`, `task/loss`, `task/loss/part`, `task/metric`) and matrices.
+
+        `passes` then names, for each task, the passes that had samples, in the order of the matrices.
+        """
         losses, states = self._merged_over_ranks()
         figures: dict[str, float] = {}
         matrices: dict[str, np.ndarray] = {}
@@ -67,7 +72,9 @@ class Tracker:
         figures["loss"] = total
         extra = {"reference": self.reference, "class_vectors": class_vectors(model, self.tasks, self.info)}
         for name, task in self.tasks.items():
-            new, drawn = task.compute(states.get(name, {}), self.info, extra)
+            ordered = {k: _in_order(s, model.passes[name]) for k, s in states.get(name, {}).items()}
+            self.passes[name] = tuple(p for p in model.passes[name] if any(p in s for s in ordered.values()))
+            new, drawn = task.compute(ordered, self.info, extra)
             figures |= new
             matrices |= drawn
         return figures, matrices
@@ -96,6 +103,13 @@ def _on_host(state: LossState) -> LossState:
         return Sum(part.sum.detach().double().cpu(), part.count.detach().double().cpu())
 
     return LossState(move(state.total), {k: move(p) for k, p in state.parts.items()})
+
+
+def _in_order(state: Any, passes: tuple[str, ...]) -> Any:
+    """Return a state that is kept by pass in the model's order, not in that of the first batches."""
+    if not isinstance(state, Mapping):
+        return state
+    return {**{p: state[p] for p in passes if p in state}, **state}
 
 
 def _predictions(predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
