@@ -13,7 +13,7 @@ from torch import Tensor
 from mmzoo import schema
 from mmzoo.batch import Batch, DataInfo
 from mmzoo.errors import ConfigError
-from mmzoo.learners.optim import OptimConfig, build_optimizer, lr_factor
+from mmzoo.learners.optim import OptimConfig, build_optimizer, check_schedule, lr_factor
 from mmzoo.learners.tasks import Task, TaskConfig
 from mmzoo.learners.tracker import Tracker
 from mmzoo.models.multimodal import MultimodalModel
@@ -65,7 +65,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; parts are kept in `last_losses` and logged every few steps."""
         number = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed((self.seed * 1_000_003 + number) * 4096 + self.global_rank)
+        torch.manual_seed(((self.seed * 1_000_003 + number) * 4096 + self.global_rank) % 2**63)
         ctx = MixerContext(training=True, step=self.global_step)
         output = self.model(batch, self.trained, ctx)
         total = torch.zeros((), device=self.device)
@@ -110,8 +110,12 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
+        if not self.trained:
+            found = f"weight 0 for {', '.join(self.tasks)}"
+            raise ConfigError.at("tasks", found, "at least one task to train", "Set tasks.NAME.weight=1.")
         optimizer = build_optimizer(self.model, self.config.optim)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches
+        check_schedule(total, self.config.optim)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda s: lr_factor(s, total, self.config.optim)
         )

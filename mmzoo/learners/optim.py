@@ -68,7 +68,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(params, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    from timm.optim._optim_factory import create_optimizer_v2
+    from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage] its public place
 
     try:
         return create_optimizer_v2(params, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
@@ -77,13 +77,21 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         raise ConfigError.at("optim.name", repr(config.name), "adamw or an optimiser of timm", do) from error
 
 
-def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
+def check_schedule(total_steps: float, config: OptimConfig) -> None:
+    """Raise ConfigError where a schedule needs the number of steps and time alone ends the training."""
+    if math.isinf(total_steps) and (config.warmup > 0 or config.decay is not Decay.CONSTANT):
+        found = f"{config.decay.value} with warmup {config.warmup:g} over an unknown number of steps"
+        do = "Set trainer.max_steps or max_epochs too, or optim.decay=constant and optim.warmup=0."
+        raise ConfigError.at("learner.optim", found, "a schedule that needs no end", do)
+
+
+def lr_factor(step: int, total_steps: float, config: OptimConfig) -> float:
     """Return the factor on the peak learning rate at a step (0-based).
 
     Math: linear from 1/w to 1 over w warm-up steps, then min + (1 - min) (1 + cos(pi u)) / 2 with u in [0,
     1].
     """
-    warmup = int(config.warmup * total_steps)
+    warmup = int(config.warmup * total_steps) if config.warmup else 0
     if step < warmup:
         return (step + 1) / warmup
     if config.decay is Decay.CONSTANT:

@@ -12,6 +12,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.utils.deterministic
+from pytorch_lightning.utilities.exceptions import (
+    MisconfigurationException,  # pyright: ignore[reportPrivateImportUsage] its public place
+)
 
 from mmzoo import schema
 from mmzoo.errors import ConfigError
@@ -30,9 +33,9 @@ class TrainerConfig(schema.Config):
     """How long, where, how precisely."""
 
     max_steps: int = -1
-    """optimiser steps; -1: by epochs"""
+    """optimiser steps; below 1: by epochs"""
     max_epochs: int = -1
-    """passes through the training split; -1: by steps"""
+    """passes through the training split; below 1: by steps"""
     max_minutes: float = 0.0
     """stop after this many minutes of training; 0: no limit"""
     accelerator: str = "auto"
@@ -71,7 +74,7 @@ class TrainerConfig(schema.Config):
     def __post_init__(self) -> None:
         """Check that training ends, and the names."""
         faults: list[str] = []
-        if self.max_steps < 0 and self.max_epochs < 0 and self.max_minutes <= 0:
+        if self.max_steps < 1 and self.max_epochs < 1 and self.max_minutes <= 0:
             found, do = "no end", "Set trainer.max_steps=1000."
             faults.append(str(ConfigError.at("trainer", found, "max_steps, max_epochs or max_minutes", do)))
         if self.monitor_mode not in ("min", "max"):
@@ -81,10 +84,16 @@ class TrainerConfig(schema.Config):
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed", "bf16-true"):
             expected = "32-true, bf16-mixed, 16-mixed or bf16-true"
             faults.append(str(ConfigError.at("trainer.precision", self.precision, expected, "Choose one.")))
-        if self.devices < 1:
-            faults.append(
-                str(ConfigError.at("trainer.devices", str(self.devices), "at least 1", "Set devices=1."))
-            )
+        for name, least in (
+            ("devices", 1),
+            ("accumulate", 1),
+            ("log_every_steps", 1),
+            ("val_every_steps", 0),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                do = f"Set trainer.{name}={least}."
+                faults.append(str(ConfigError.at(f"trainer.{name}", str(value), f"at least {least}", do)))
         if faults:
             raise ConfigError("\n".join(faults))
 
@@ -94,30 +103,37 @@ def build_trainer(
 ) -> pl.Trainer:
     """Make the Trainer; data order, restarts and files are mmzoo's own, so Lightning's are switched off."""
     minutes = config.max_minutes
-    torch.utils.deterministic.fill_uninitialized_memory = False  # 7 % of a small step
-    return pl.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=_strategy(config),
-        precision=config.precision,  # pyright: ignore[reportArgumentType] checked in TrainerConfig
-        max_steps=config.max_steps,
-        max_epochs=config.max_epochs if config.max_epochs > 0 else -1,
-        max_time=timedelta(minutes=minutes) if minutes > 0 else None,
-        gradient_clip_val=config.grad_clip or None,
-        accumulate_grad_batches=config.accumulate,
-        val_check_interval=config.val_every_steps * config.accumulate or None,
-        check_val_every_n_epoch=None if config.val_every_steps else 1,
-        log_every_n_steps=config.log_every_steps,
-        default_root_dir=str(run_dir) if run_dir else None,
-        logger=loggers or False,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        deterministic="warn" if config.deterministic else False,
-    )
+    # 7 % of a small step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    options: dict[str, Any] = {
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "strategy": _strategy(config),
+        "precision": config.precision,
+        "max_steps": config.max_steps if config.max_steps > 0 else -1,
+        "max_epochs": config.max_epochs if config.max_epochs > 0 else -1,
+        "max_time": timedelta(minutes=minutes) if minutes > 0 else None,
+        "gradient_clip_val": config.grad_clip or None,
+        "accumulate_grad_batches": config.accumulate,
+        "val_check_interval": config.val_every_steps * config.accumulate or None,
+        "check_val_every_n_epoch": None if config.val_every_steps else 1,
+        "log_every_n_steps": config.log_every_steps,
+        "default_root_dir": str(run_dir) if run_dir else None,
+        "logger": loggers or False,
+        "callbacks": list(callbacks),
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "deterministic": "warn" if config.deterministic else False,
+    }
+    try:
+        return pl.Trainer(**options)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        found = f"accelerator={config.accelerator}, devices={config.devices}, strategy={config.strategy}"
+        do = f"Lightning says: {' '.join(str(error).split())}"
+        raise ConfigError.at("trainer", found, "what this machine has", do) from error
 
 
 def _strategy(config: TrainerConfig) -> str:
