@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from mmzoo import compose, schema, zoo
+from mmzoo import compose, configs, schema, zoo
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.base import DataModule
 from mmzoo.errors import ConfigError
 from mmzoo.learners.multitask import MultitaskLearner
-from mmzoo.learners.tasks import TaskConfig, modalities_of, with_heads
+from mmzoo.learners.tasks import TaskConfig, faults_of, modalities_of, with_heads
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
 from mmzoo.models.multimodal import MultimodalModel
 
@@ -78,18 +79,24 @@ class Built:
 
 def load(name: str, overrides: Sequence[str] = ()) -> RecipeConfig:
     """Compose a recipe by name or file, with overrides, and check it whole."""
-    return _checked(compose.compose(RecipeConfig, name, overrides))
+    return from_dict(compose.read(configs.find("recipe", name), "recipe"), overrides)
 
 
-def from_dict(tree: dict[str, Any], overrides: Sequence[str] = ()) -> RecipeConfig:
-    """Check a resolved tree, such as the config.yaml of a run, with overrides applied."""
-    return _checked(compose.override(RecipeConfig, tree, overrides, "recipe"))
+def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> RecipeConfig:
+    """Check a tree, such as the config.yaml of a run, with overrides applied."""
+    _import(tree.get("plugins"))
+    whole = compose.override(RecipeConfig, tree, overrides, "recipe")
+    _import(whole.get("plugins"))
+    return schema.parse(RecipeConfig, whole)
 
 
-def _checked(tree: dict[str, Any]) -> RecipeConfig:
-    for plugin in tree.get("plugins", []):
-        importlib.import_module(plugin)
-    return schema.parse(RecipeConfig, tree)
+def _import(plugins: Sequence[str] | None) -> None:
+    for plugin in plugins or ():
+        try:
+            importlib.import_module(plugin)
+        except ImportError as error:  # noqa: PERF203 a handful
+            do = "Install it, or drop it from plugins."
+            raise ConfigError.at("plugins", f"{plugin!r} ({error})", "modules to import", do) from error
 
 
 def build(
@@ -97,8 +104,13 @@ def build(
     run_dir: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
     loggers: Any = None,
+    *,
+    fetch: bool = True,
 ) -> Built:
-    """Build data, model, learner and trainer of a recipe."""
+    """Build data, model, learner and trainer of a recipe; `config` itself stays as it is.
+
+    With `fetch=False` no published weights are fetched: the model's own are loaded next.
+    """
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
@@ -108,16 +120,16 @@ def build(
         {m: c.preprocess.build() for m, c in options.modalities.items() if m in used}, seed=config.seed
     )
     info = datamodule.info()
-    _check(config, options, used, info)
+    _check(config.tasks, options, used, info)
     options = MultimodalModel.resolve(options, info)
-    model = MultimodalModel(options)
+    model = MultimodalModel(options if fetch else MultimodalModel.bare(options))
     learner: MultitaskLearner = config.learner.build(model, config.tasks, info, seed=config.seed)
     learner.log_every_steps = config.trainer.log_every_steps
     if config.init_from:
         zoo.start_from(model, config.init_from)
     _prepare_trunk(model, config.trainer)
     trainer = build_trainer(config.trainer, run_dir, callbacks, loggers)
-    config.model = options
+    config = dataclasses.replace(config, model=options)
     learner.meta = zoo.describe(model, info, config.to_dict())
     return Built(config, model, datamodule, learner, trainer, info)
 
@@ -129,27 +141,18 @@ def _prepare_trunk(model: MultimodalModel, config: TrainerConfig) -> None:
 
 
 def _check(
-    config: RecipeConfig, options: MultimodalModel.Config, used: tuple[str, ...], info: DataInfo
+    tasks: Mapping[str, TaskConfig],
+    options: MultimodalModel.Config,
+    used: tuple[str, ...],
+    info: DataInfo,
 ) -> None:
-    """Raise one error that lists every modality and label that the tasks want and the data lack."""
+    """Raise one error that lists everything the tasks want and the data or the model lack."""
     faults: list[str] = []
     missing = [m for m in used if m not in info.modalities]
     if missing:
         found, do = f"no {', '.join(missing)} in the data", f"Use ~tasks.NAME or data that has {missing[0]}."
         faults.append(str(ConfigError.at("data", found, f"modalities {', '.join(used)}", do)))
-    for name, task in config.tasks.items():
-        if name not in options.heads:
-            do = f"Set tasks.{name}.head or model.heads.{name}."
-            faults.append(str(ConfigError.at(f"tasks.{name}", "no head", "a head", do)))
-        if task.target and task.target not in info.labels:
-            known = ", ".join(info.labels) or "none"
-            do = f"The data have: {known}."
-            faults.append(
-                str(
-                    ConfigError.at(
-                        f"tasks.{name}.target", f"no label {task.target!r}", "a label of the data", do
-                    )
-                )
-            )
+    for name, task in tasks.items():
+        faults += faults_of(name, task, options.heads.get(name), info)
     if faults:
         raise ConfigError("\n".join(faults))

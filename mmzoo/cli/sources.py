@@ -57,7 +57,7 @@ def trained(source: str, overrides: Sequence[str]) -> Trained:
         do = "Evaluate a run or a checkpoint that mmzoo trained."
         raise CheckpointError.at(source, "weights without a recipe", "a recipe beside the weights", do)
     config = recipe.from_dict({**tree, "init_from": "", "trainer": _one_device(tree["trainer"])}, overrides)
-    built = recipe.build(config)
+    built = recipe.build(config, fetch=False)
     load_weights(built, state, where)
     return Trained(built, where, folder)
 

@@ -28,7 +28,8 @@ def train(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json:
         _open(folder, config, overrides, resumes=resumes)
     handler = logs.to_file(folder.log)
     try:
-        built = recipe.build(config, folder.path, _callbacks(config, folder), _loggers(config, folder))
+        loggers = _loggers(config, folder)
+        built = recipe.build(config, folder.path, _callbacks(config, folder), loggers, fetch=not resumes)
         if run_folder.rank() == 0:
             folder.record(built.config.to_dict(), overrides)
         _fit(built, folder, resumes=resumes)
