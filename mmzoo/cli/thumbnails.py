@@ -14,11 +14,13 @@ from mmzoo.batch import Item
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.image_preprocess import ImagePreprocess
 
-SIZE = 120
+SIZE = 132
 """Side of a thumbnail in pixels."""
 PAPER, INK = (250, 250, 249), (30, 41, 59)
 PERSONS = ((48, 102, 190), (228, 87, 46), (46, 147, 60), (143, 91, 181))
 FONT_SIZE = 12
+LINE = 20
+"""Characters that fit into a line."""
 
 
 def thumbnail(item: Item, kind: str, preprocess: Preprocess) -> Image.Image:
@@ -32,9 +34,9 @@ def thumbnail(item: Item, kind: str, preprocess: Preprocess) -> Image.Image:
 def words(text: str) -> Image.Image:
     """Write text into a thumbnail, wrapped and cut to fit."""
     canvas = Image.new("RGB", (SIZE, SIZE), PAPER)
-    lines = textwrap.wrap(" ".join(text.split()), 19)
+    lines = textwrap.wrap(" ".join(text.split()), LINE)
     room = (SIZE - 12) // (FONT_SIZE + 3)
-    shown = lines[:room] if len(lines) <= room else [*lines[: room - 1], lines[room - 1][:17] + " …"]
+    shown = lines[:room] if len(lines) <= room else [*lines[: room - 1], lines[room - 1][: LINE - 2] + " …"]
     ImageDraw.Draw(canvas).multiline_text((6, 6), "\n".join(shown), fill=INK, font=font(FONT_SIZE), spacing=3)
     return canvas
 
@@ -56,7 +58,10 @@ def _image(item: Item, preprocess: Preprocess) -> Image.Image:
 
 
 def _audio(item: Item, preprocess: Preprocess) -> Image.Image:
+    """Draw a waveform's envelope, or a spectrogram with time to the right and low tones below."""
     del preprocess
+    if item.values.ndim == 2:
+        return _spectrogram(item.values.float().numpy())
     wave = item.values.float().flatten().numpy()
     columns = np.array_split(np.abs(wave), SIZE - 8) if len(wave) >= SIZE else [np.abs(wave)]
     peaks = np.array([float(c.max(initial=0.0)) for c in columns])
@@ -67,6 +72,16 @@ def _audio(item: Item, preprocess: Preprocess) -> Image.Image:
         half = 1 + peak * (SIZE / 2 - 10)
         draw.line((x, middle - half, x, middle + half), fill=PERSONS[0])
     return canvas
+
+
+def _spectrogram(values: np.ndarray) -> Image.Image:
+    low, high = np.percentile(values, (5, 99.5))
+    level = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1).T[::-1, :, None]
+    night, day = np.array([[[18, 24, 48]]]), np.array([[[255, 214, 102]]])
+    glow = np.array([[[196, 64, 110]]])
+    pixels = np.where(level < 0.5, night + 2 * level * (glow - night), glow + (2 * level - 1) * (day - glow))
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    return picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
 
 
 def _text(item: Item, preprocess: Preprocess) -> Image.Image:

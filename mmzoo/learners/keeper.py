@@ -65,7 +65,7 @@ class Keeper(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where due, stop where asked; a step that validates does both after its validation."""
-        if trainer.world_size > 1 and trainer.global_step % ASK_EVERY:
+        if _within_a_step(trainer) or (trainer.world_size > 1 and trainer.global_step % ASK_EVERY):
             return
         due = time.monotonic() - self._saved_at > self.save_every_s
         stop = self._agreed(trainer, self._asked)
@@ -121,6 +121,11 @@ class Keeper(pl.Callback):
         if better:
             self.best = value
         return better
+
+
+def _within_a_step(trainer: pl.Trainer) -> bool:
+    """Say whether gradients are still being accumulated, which a checkpoint does not hold."""
+    return trainer.accumulate_grad_batches > 1 and trainer.fit_loop._should_accumulate()
 
 
 def _validates_next(trainer: pl.Trainer) -> bool:

@@ -126,22 +126,31 @@ def step_cost(model: MultimodalModel, batch: Batch, tasks: list[str] | None = No
 
 
 def forward_flops(model: MultimodalModel, run: Callable[[], Any]) -> dict[str, int]:
-    """Return the FLOPs of `run()` by part of the model: `adapters.image`, `trunk`, `heads.x`."""
+    """Return the FLOPs of a call of the model by part: `adapters.image`, `trunk`, `heads.x`."""
+    prefix = f"{type(model).__name__}."
+    counts = {
+        k.removeprefix(prefix): sum(v.values()) for k, v in _counted(model, run).get_flop_counts().items()
+    }
+    names = [f"adapters.{m}" for m in model.adapters] + ["trunk"] + [f"heads.{t}" for t in model.heads]
+    return {name: int(counts.get(name, 0)) for name in names}
+
+
+def total_flops(model: MultimodalModel, run: Callable[[], Any]) -> int:
+    """Return the FLOPs of whatever `run` does with the model."""
+    return int(_counted(model, run).get_total_flops())
+
+
+def _counted(model: MultimodalModel, run: Callable[[], Any]) -> FlopCounterMode:
     counter = FlopCounterMode(display=False, depth=3, custom_mapping=_mapping())
     learning = [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(
-        requires_grad=False
-    )  # the counter's module tracker trips over views of learned tables otherwise
+    model.requires_grad_(requires_grad=False)  # the counter trips over views of learned tables otherwise
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
             run()
     finally:
         for parameter in learning:
-            parameter.requires_grad_(requires_grad=True)
-    prefix = f"{type(model).__name__}."
-    counts = {k.removeprefix(prefix): sum(v.values()) for k, v in counter.get_flop_counts().items()}
-    names = [f"adapters.{m}" for m in model.adapters] + ["trunk"] + [f"heads.{t}" for t in model.heads]
-    return {name: int(counts.get(name, 0)) for name in names}
+            parameter.requires_grad_()
+    return counter
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:

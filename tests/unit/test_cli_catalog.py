@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmzoo import registry
-from mmzoo.cli import catalog, info, main, options
+from mmzoo.cli import catalog, figures, info, main, options
 from mmzoo.cli.options import Option
 
 
@@ -89,6 +89,16 @@ def test_models_sort_by_parameters_with_the_unknown_last(
     names = [e["name"] for e in listed(capsys, "--kind", "models", "--sort", "params")]
     assert names[:2] == ["image_conv_tiny", "ears"]
     assert {e["name"]: e.get("size_mb") for e in listed(capsys, "ears", "--kind", "models")} == {"ears": 0.0}
+
+
+@pytest.mark.parametrize("name", figures.shipped())
+def test_the_committed_figures_are_those_of_the_presets(name: str):
+    """A preset has changed? `python -m mmzoo.cli.figures` writes the file anew."""
+    assert catalog.figures()[name] == figures.count(name)
+
+
+def test_no_figures_are_left_of_presets_that_are_gone():
+    assert sorted(catalog.figures()) == figures.shipped()
 
 
 def test_a_broken_yaml_does_not_break_the_list(own_configs: Path, capsys: pytest.CaptureFixture[str]):

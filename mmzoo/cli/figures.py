@@ -1,0 +1,63 @@
+"""Counts of every shipped preset: `python -m mmzoo.cli.figures` writes the file that `list` reads.
+
+Models are built on the meta device, so that the largest cost no memory. A preset's heads and fMRI subjects come
+with tasks and data; what is counted here is the rest. FLOPs are those of one forward pass over one sample as
+the modality's `fake_input` makes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+
+from mmzoo import zoo
+from mmzoo.batch import Batch, DataInfo
+from mmzoo.cli.catalog import FIGURES
+from mmzoo.configs import PACKAGE
+from mmzoo.learners.meter import total_flops
+from mmzoo.models.multimodal import MultimodalModel
+
+SUBJECTS = {"subject": 1000}
+"""Stands in for the scanned subjects that only data can name: one with a round number of voxels."""
+
+
+def shipped() -> list[str]:
+    """Return the names of the presets in the package."""
+    folder = PACKAGE / "model"
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+
+
+def count(name: str) -> dict[str, Any]:
+    """Return modalities, parameters by part and FLOPs by modality of a preset."""
+    options = MultimodalModel.resolve(zoo.preset(name), DataInfo(subjects=SUBJECTS))
+    with torch.device("meta"):
+        model = MultimodalModel(options).eval()
+    return {
+        "modalities": list(model.modalities),
+        "params": model.num_params(),
+        "flops": {m: _flops(model, m) for m in model.modalities},
+    }
+
+
+def _flops(model: MultimodalModel, modality: str) -> int:
+    """Count one sample's forward pass through adapter and trunk, on the meta device."""
+    adapter = model.adapter(modality)
+    with torch.device("cpu"):
+        row = adapter.fake_input(model.config.modalities[modality], 1, torch.Generator().manual_seed(0))
+    row = dataclasses.replace(row, values=row.values.to("meta"))
+    batch = Batch(("0",), {modality: row})
+    return total_flops(model, lambda: model.tokens(batch, [modality]))
+
+
+def main() -> None:
+    """Write the file."""
+    FIGURES.write_text(
+        json.dumps({name: count(name) for name in shipped()}, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
