@@ -8,11 +8,12 @@ buffer's. Everything is decided on the host from host tensors: nothing here wait
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -79,44 +80,31 @@ def pack(
     first = _check(groups, modalities)
     segments = _segments(groups, modalities)
     parts = _parts(groups, modalities, segments)
-    total = parts[-1].end if parts else 0
     runs = _runs(groups, segments)
-    lengths = torch.tensor([sum(s.lengths) for s in segments], dtype=torch.int64)
-    ends = lengths.cumsum(0)
-    row_segments, inverse = _token_maps(parts, ends - lengths, joint=any(len(s.rows) > 1 for s in segments))
+    ends = torch.tensor([sum(s.lengths) for s in segments], dtype=torch.int64).cumsum(0)
+    device = first.tokens.device
+    joint = any(len(s.rows) > 1 for s in segments)
+    row_segments, inverse, order = _token_maps(parts, ends, joint=joint)
     sources = [_source(part, groups[part.group][part.position]) for part in parts]
-    moved = _move(
-        [row_segments, inverse, None if inverse is None else inverse.argsort(), *sources], first.tokens.device
-    )
-    placed = tuple(
-        Part(p.group, p.position, p.start, p.end, p.rows, p.lengths, p.segments, p.offsets, source)
-        for p, source in zip(parts, moved[3:], strict=True)
-    )
-    pieces = [take_rows(_flat(groups[p.group][p.position]), p.source) for p in placed]
-    buffer = (
-        (torch.cat(pieces) if len(pieces) > 1 else pieces[0])
-        if pieces
-        else first.tokens.new_zeros(0, first.tokens.shape[2])
-    )
-    cu_seqlens = torch.zeros(len(segments) + 1, dtype=torch.int32)
-    cu_seqlens[1:] = ends
-    padded = sum(s.tokens.shape[0] * s.tokens.shape[1] for group in groups for s in group)
+    row_segments, inverse, order, *sources = _move([row_segments, inverse, order, *sources], device)
+    parts = [replace(part, source=source) for part, source in zip(parts, sources, strict=True)]
+    total = parts[-1].end if parts else 0
     seq = SeqInfo(
         num_tokens=total,
-        modality_slices=_slices(groups, placed),
+        modality_slices=_slices(groups, parts),
         runs=runs,
-        cu_seqlens=cu_seqlens.to(first.tokens.device, non_blocking=True),
+        cu_seqlens=F.pad(ends, (1, 0)).to(torch.int32).to(device, non_blocking=True),
         max_length=max((run.length for run in runs), default=0),
-        segment_of_row=first.valid.new_zeros(0, dtype=torch.int64) if moved[0] is None else moved[0],
-        order=moved[2],
-        inverse=moved[1],
+        segment_of_row=first.valid.new_zeros(0, dtype=torch.int64) if row_segments is None else row_segments,
+        order=order,
+        inverse=inverse,
         grids=_grids(groups, segments),
-        padding_ratio=padded / max(total, 1),
+        padding_ratio=sum(s.valid.numel() for group in groups for s in group) / max(total, 1),
         is_causal=is_causal,
         mask_mod=mask_mod,
         biases=run_biases(groups, runs, [s.rows for s in segments]),
     )
-    return Packed(buffer, seq, placed)
+    return Packed(_fill(groups, parts, first), seq, tuple(parts))
 
 
 def unpack(buffer: Float[Tensor, "t d"], packed: Packed, groups: Groups) -> list[list[TokenSequence]]:
@@ -257,17 +245,33 @@ def _runs(groups: Groups, segments: list[_Segment]) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def _token_maps(parts: list[Part], starts: Int[Tensor, " s"], *, joint: bool) -> tuple[Tensor, Tensor | None]:
-    """Return, for each buffer row, its segment, and its place in attention order (None: the same)."""
+def _fill(groups: Groups, parts: list[Part], first: TokenSequence) -> Float[Tensor, "t d"]:
+    """Gather the real tokens of every part."""
+    pieces = [take_rows(_flat(groups[p.group][p.position]), p.source) for p in parts]
+    if len(pieces) > 1:
+        return torch.cat(pieces)
+    return pieces[0] if pieces else first.tokens.new_zeros(0, first.tokens.shape[2])
+
+
+def _token_maps(
+    parts: list[Part], ends: Int[Tensor, " s"], *, joint: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the segment of each buffer row, its place in attention order, and the inverse of those places.
+
+    ends: of the segments, in attention order. None where buffer and attention order are the same.
+    """
     lengths = torch.tensor([n for p in parts for n in p.lengths], dtype=torch.int64)
     segments = torch.tensor([s for p in parts for s in p.segments], dtype=torch.int64)
     row_segments = segments.repeat_interleave(lengths)
     if not joint:
-        return row_segments, None
+        return row_segments, None, None
+    starts = F.pad(ends, (1, 0))
     offsets = torch.tensor([o for p in parts for o in p.offsets], dtype=torch.int64)
     shift = starts[segments] + offsets - (lengths.cumsum(0) - lengths)
     inverse = torch.arange(len(row_segments)) + shift.repeat_interleave(lengths)
-    return row_segments, None if bool((inverse[1:] > inverse[:-1]).all()) else inverse
+    if bool((inverse[1:] > inverse[:-1]).all()):
+        return row_segments, None, None
+    return row_segments, inverse, inverse.argsort()
 
 
 def _source(part: Part, s: TokenSequence) -> Int[Tensor, " p"] | None:
@@ -291,7 +295,7 @@ def _move(indices: list[Tensor | None], device: torch.device) -> list[Tensor | N
     return [None if i is None else next(moved) for i in indices]
 
 
-def _slices(groups: Groups, parts: tuple[Part, ...]) -> dict[str, tuple[int, int]]:
+def _slices(groups: Groups, parts: list[Part]) -> dict[str, tuple[int, int]]:
     slices: dict[str, tuple[int, int]] = {}
     for p in parts:
         name = groups[p.group][p.position].modality
