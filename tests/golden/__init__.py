@@ -1,0 +1,1 @@
+"""Golden files: what every shipped recipe resolves to, and the test that they still do."""
