@@ -1,6 +1,6 @@
 """Counts of every shipped preset: `python -m mmzoo.cli.figures` writes the file that `list` reads.
 
-Models are built on the meta device, so that the largest cost no memory. A preset's heads and fMRI subjects come
+Models are built on the meta device, so that the largest cost no memory. Heads and fMRI subjects come
 with tasks and data; what is counted here is the rest. FLOPs are those of one forward pass over one sample as
 the modality's `fake_input` makes it.
 """

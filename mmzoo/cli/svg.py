@@ -84,15 +84,15 @@ def _grid(frame: _Frame, *, percent: bool) -> list[str]:
     for value in frame.y_ticks:
         y = frame.y(value)
         ends = f"x1='{LEFT}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'"
-        parts.append(f"<line {ends} stroke='currentColor' opacity='.12'/>")
+        parts.append(f"<line {ends} stroke='currentColor' stroke-opacity='.12'/>")
         parts.append(_text(LEFT - 6, y + 4, label(value, percent=percent), "end"))
     parts += [_text(frame.x(v), bottom + 16, label(v), "middle") for v in frame.x_ticks]
     return [*parts, _text((LEFT + right) / 2, HEIGHT - 4, "step", "middle")]
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def _text(x: float | int, y: float | int, text: str, anchor: str) -> str:
     place = f"x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}'"
-    return f"<text {place} fill='currentColor' opacity='.7'>{html.escape(text)}</text>"
+    return f"<text {place} fill='currentColor' fill-opacity='.7'>{html.escape(text)}</text>"
 
 
 def _line(frame: _Frame, curve: Points, colour: str, *, faint: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ class Evaluation:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class HasLoaders(Protocol):
     """Whatever hands out batches by split: every datamodule does."""
 
