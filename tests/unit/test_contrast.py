@@ -249,3 +249,16 @@ def test_wrong_predictions_are_named(generator):
     }
     with pytest.raises(ShapeError, match=r"a \(1, 2\), b \(1, 3\); expected one vector a row"):
         InfoNce.Config().build()(uneven, BATCH, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["infonce", "siglip"])
+def test_8192_pairs_need_under_200_mib(loss: str):
+    """Forward and backward in a fresh process: the logits alone would take 256 MiB."""
+    import subprocess
+    import sys
+
+    script = pathlib.Path(__file__).resolve().parents[2] / "benchmarks/contrast.py"
+    command = [sys.executable, str(script), "--peak-of", loss, "8192"]
+    extra = float(subprocess.check_output(command, text=True).split()[-1])
+    assert 16 < extra < 200
