@@ -193,7 +193,10 @@ def test_encode_refuses_a_modality_that_no_pass_reads():
         ({"modalities": {"a+b": {"type": "text"}}, "heads": {}}, "modalities: 'a+b'"),
         ({"modalities": {"values": {"type": "text"}}, "heads": {}}, "modalities: 'values'"),
         ({"heads": {"train": {"head": {"type": "contrastive"}}}}, "heads: 'train'"),
-        ({"heads": {"x": {"head": {"type": "contrastive"}, "passes": ["image+txt"]}}}, "Did you mean 'text'?"),
+        (
+            {"heads": {"x": {"head": {"type": "contrastive"}, "passes": ["image+txt"]}}},
+            "Did you mean 'text'?",
+        ),
     ],
 )
 def test_names_that_cannot_be_are_refused(changes: dict[str, Any], expected: str):
