@@ -67,7 +67,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         for (decays, scale), p in groups.items()
     ]
     if config.name == "adamw":
-        return torch.optim.AdamW(params, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        fused = torch.optim.AdamW(params, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        # compat(lightning): under mixed precision it refuses to clip gradients for optimisers that unscale
+        # them by themselves; told that this one does not, it unscales (float16 only) and clips as for others
+        fused._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+        return fused
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage] its public place
 
     try:
@@ -77,7 +81,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         raise ConfigError.at("optim.name", repr(config.name), "adamw or an optimiser of timm", do) from error
 
 
-def check_schedule(total_steps: float, config: OptimConfig) -> None:
+def check_schedule(total_steps: int | float, config: OptimConfig) -> None:
     """Raise ConfigError where a schedule needs the number of steps and time alone ends the training."""
     if math.isinf(total_steps) and (config.warmup > 0 or config.decay is not Decay.CONSTANT):
         found = f"{config.decay.value} with warmup {config.warmup:g} over an unknown number of steps"
@@ -85,7 +89,7 @@ def check_schedule(total_steps: float, config: OptimConfig) -> None:
         raise ConfigError.at("learner.optim", found, "a schedule that needs no end", do)
 
 
-def lr_factor(step: int, total_steps: float, config: OptimConfig) -> float:
+def lr_factor(step: int, total_steps: int | float, config: OptimConfig) -> float:
     """Return the factor on the peak learning rate at a step (0-based).
 
     Math: linear from 1/w to 1 over w warm-up steps, then min + (1 - min) (1 + cos(pi u)) / 2 with u in [0,

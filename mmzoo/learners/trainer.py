@@ -45,7 +45,7 @@ class TrainerConfig(schema.Config):
     strategy: str = "auto"
     """auto (ddp where devices > 1), ddp, fsdp, or a strategy name of Lightning"""
     precision: str = "32-true"
-    """32-true, bf16-mixed, 16-mixed or bf16-true"""
+    """32-true, bf16-mixed or 16-mixed"""
     grad_clip: float = 1.0
     """largest gradient norm; 0: off"""
     accumulate: int = 1
@@ -81,8 +81,8 @@ class TrainerConfig(schema.Config):
             faults.append(
                 str(ConfigError.at("trainer.monitor_mode", self.monitor_mode, "min or max", "Choose one."))
             )
-        if self.precision not in ("32-true", "bf16-mixed", "16-mixed", "bf16-true"):
-            expected = "32-true, bf16-mixed, 16-mixed or bf16-true"
+        if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            expected = "32-true, bf16-mixed or 16-mixed"
             faults.append(str(ConfigError.at("trainer.precision", self.precision, expected, "Choose one.")))
         for name, least in (
             ("devices", 1),
