@@ -24,7 +24,6 @@ from mmzoo.errors import ConfigError, DataError, close_matches
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.fmri import Scan
 
-
 KEPT = 1000
 """Added to a variant's number in the key of its kept augmentation, apart from what the world draws."""
 

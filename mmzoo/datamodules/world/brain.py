@@ -111,12 +111,10 @@ def energies(pictures: UInt8[np.ndarray, "n h w 3"]) -> Maps:
 def semantic_code(events: Sequence[Event], seed: int) -> Float[np.ndarray, "n k"]:
     """Return the code of who, what, how and where, each value of each attribute a vector shared by all
     subjects."""
-    parts: list[Float[np.ndarray, "n _"]] = []
-    for at, (name, values) in enumerate(ATTRIBUTES.items()):
-        rng = keyed(seed, _STREAM + 1, at)
-        table = _spread(len(values), _CODE_DIMS[name], rng) * _CODE_WEIGHTS[name]
-        parts.append(table[[getattr(event, name) for event in events]])
-    return np.concatenate(parts, axis=1)
+    tables = zip(ATTRIBUTES, _code_tables(seed), strict=True)
+    return np.concatenate(
+        [table[[getattr(event, name) for event in events]] for name, table in tables], axis=1
+    )
 
 
 class Responder:
@@ -173,6 +171,15 @@ def trial_noise(event: Event, repeats: int) -> Float[np.ndarray, "r v"]:
     for k in range(1, repeats):
         noise[k] = rho * noise[k - 1] + np.sqrt(1 - rho**2) * fresh[k]
     return noise
+
+
+@functools.cache
+def _code_tables(seed: int) -> tuple[Float[np.ndarray, "_ _"], ...]:
+    """Return the vectors of each attribute's values, far apart from each other."""
+    return tuple(
+        _spread(len(values), _CODE_DIMS[name], keyed(seed, _STREAM + 1, at)) * _CODE_WEIGHTS[name]
+        for at, (name, values) in enumerate(ATTRIBUTES.items())
+    )
 
 
 @functools.cache
