@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from mmzoo import schema
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.loader import LoaderConfig, ResumableLoader, SampleSource
-from mmzoo.errors import ConfigError
+from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.base import Preprocess
 
 
@@ -64,6 +64,9 @@ class DataModule(pl.LightningDataModule, schema.Configurable):
     def make_loader(self, split: str) -> ResumableLoader:
         """Make the loader of a split; `reference` is the training split in order, without augmentation."""
         source = self.source("train" if split == "reference" else split)
+        if split == "train" and not len(source):
+            do = "Lower the shares of the other splits, or look at the data with `mmzoo data inspect`."
+            raise DataError.at("data", "no sample to train on", "at least one", do)
         return ResumableLoader(source, self.config.loader, train=split == "train", seed=self.seed)
 
     def train_dataloader(self) -> ResumableLoader:

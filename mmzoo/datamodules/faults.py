@@ -51,6 +51,7 @@ class FaultLog:
         self.split, self.max_share = split, max_share
         self.named: dict[str, str] = {}
         self._epoch: set[str] = set()
+        self._told = 0
 
     def start_epoch(self) -> None:
         """Forget which samples were bad in the last epoch (not that they were named)."""
@@ -65,6 +66,12 @@ class FaultLog:
                 log.warning("%s: skipped %s", self.split, fault.reason)
         if len(self._epoch) > self.max_share * total:
             raise self._too_many(total)
+
+    def end_epoch(self, total: int) -> None:
+        """Say how many of the epoch's samples were skipped, where it is another number than last time."""
+        if self._epoch and len(self._epoch) != self._told:
+            self._told = len(self._epoch)
+            log.warning("%s: %d of %d samples were unreadable", self.split, self._told, total)
 
     def summary(self) -> str:
         """Say in one line how many samples were skipped, or return an empty string."""

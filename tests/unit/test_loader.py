@@ -200,6 +200,8 @@ def test_unreadable_samples_are_skipped_counted_and_named_once(
             assert ids == {f"s{i}" for i in range(40)} - {"s3", "s17", "s5"}
     lines = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
     assert len(lines) == 3
+    counts = [r.getMessage() for r in caplog.records if "were" in r.getMessage()]
+    assert counts == ["numbers: 3 of 40 samples were unreadable"]
     for name in ("file3", "file17", "s5"):
         assert sum(f"{name}" in line for line in lines) == 1
     assert loader.faults.summary() == "numbers: 3 unreadable samples skipped"

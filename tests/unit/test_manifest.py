@@ -148,6 +148,14 @@ def test_splits_that_a_column_names(tmp_path: pathlib.Path, preprocesses: Reads)
     assert not people["train"] & people["val"]
 
 
+def test_nothing_to_train_on_is_said(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    path = split_rows(tmp_path / "x.csv", ["test"] * 4)
+    with pytest.raises(
+        DataError, match=r"^data: no sample to train on; expected at least one\. Lower the shares"
+    ):
+        manifest(path, preprocesses).train_dataloader()
+
+
 def test_a_corrupt_cell_is_a_data_error(rows: pathlib.Path, preprocesses: Reads) -> None:
     (rows.parent / "files" / "1.wav").write_bytes(b"RIFF")
     (rows.parent / "files" / "2.png").unlink()
