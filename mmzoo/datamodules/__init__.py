@@ -3,11 +3,17 @@
 from mmzoo.registry import Row
 
 TABLE = {
-    "five_senses": Row("mmzoo.datamodules.five_senses:FiveSenses", "simulated events seen by all five modalities"),
-    "folder": Row("mmzoo.datamodules.folder:Folder", "files of any modality in class folders or tars, labels from names"),
+    "five_senses": Row(
+        "mmzoo.datamodules.five_senses:FiveSenses", "simulated events seen by all five modalities"
+    ),
+    "folder": Row(
+        "mmzoo.datamodules.folder:Folder", "files of any modality in class folders or tars, labels from names"
+    ),
     "manifest": Row("mmzoo.datamodules.manifest:Manifest", "CSV or JSONL with a column a modality and label"),
     "bids": Row("mmzoo.datamodules.bids:Bids", "fMRI runs (NIfTI + events.tsv), BIDS-like"),
-    "skeletons": Row("mmzoo.datamodules.skeletons:Skeletons", "skeleton .npz, pyskl pickles, NTU .skeleton text"),
+    "skeletons": Row(
+        "mmzoo.datamodules.skeletons:Skeletons", "skeleton .npz, pyskl pickles, NTU .skeleton text"
+    ),
     "webdataset": Row("mmzoo.datamodules.shards:Shards", "WebDataset shards of any mixture of modalities"),
     "mixture": Row("mmzoo.datamodules.mixture:Mixture", "several data sets sampled together"),
 }

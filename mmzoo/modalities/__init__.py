@@ -5,9 +5,13 @@ from mmzoo.registry import Row
 TABLE = {
     "image": Row("mmzoo.modalities.image:ImageAdapter", "patches through an hMLP or single-convolution stem"),
     "timm": Row("mmzoo.modalities.timm_backbone:TimmAdapter", "tokens or feature map of any timm backbone"),
-    "audio": Row("mmzoo.modalities.audio:WaveformAdapter", "raw waveform through strided convolutions (ONE-PEACE)"),
+    "audio": Row(
+        "mmzoo.modalities.audio:WaveformAdapter", "raw waveform through strided convolutions (ONE-PEACE)"
+    ),
     "mel": Row("mmzoo.modalities.mel:MelAdapter", "log-mel spectrogram patches (torchaudio)"),
-    "text": Row("mmzoo.modalities.text:TextAdapter", "token embedding with a clip_bpe, bytes or gpt2_bpe tokenizer"),
+    "text": Row(
+        "mmzoo.modalities.text:TextAdapter", "token embedding with a clip_bpe, bytes or gpt2_bpe tokenizer"
+    ),
     "fmri": Row("mmzoo.modalities.fmri:FmriAdapter", "per-subject voxels into shared tokens (STTM)"),
     "skeleton": Row("mmzoo.modalities.skeleton:SkeletonAdapter", "spatiotemporal window tokens (ISTA-Net)"),
 }

@@ -41,8 +41,7 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
         "model/tiny.yaml": "dim: 4\ntrunk: {type: linear}\n",
         "model/wide.yaml": "base: [model/tiny]\ndim: 64\n",
         "recipe/first.yaml": (
-            "base: [model/tiny]\nname: first\nseed: 3\ntags: [a, b]\n"
-            "root: ${oc.env:NOT_SET,here}/x\n"
+            "base: [model/tiny]\nname: first\nseed: 3\ntags: [a, b]\nroot: ${oc.env:NOT_SET,here}/x\n"
         ),
         "recipe/second.yaml": "base: [recipe/first, model/wide]\nname: second\nmodel: {trunk: {type: mlp}}\n",
         "recipe/loop.yaml": "base: [recipe/loop]\n",
