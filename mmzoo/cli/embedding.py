@@ -35,6 +35,8 @@ from mmzoo.run_folder import read_json, write_json
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
+NO_RECIPE = {"trainer": {"max_steps": 1}}
+"""Stands in where weights came without one: only its data are looked at."""
 TABLES = (".csv", ".tsv", ".jsonl")
 
 
@@ -104,7 +106,7 @@ def open_data(
     data: str, model: MultimodalModel, saved: dict[str, Any], overrides: Sequence[str]
 ) -> list[SampleSource]:
     """Return the samples that `data` means: a split, a data config, a path to files or to a manifest."""
-    tree: dict[str, Any] = dict(saved.get("recipe") or {"tasks": {}})
+    tree: dict[str, Any] = dict(saved.get("recipe") or NO_RECIPE)
     path = Path(data)
     if data not in SPLITS:
         if path.exists():
