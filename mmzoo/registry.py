@@ -1,6 +1,6 @@
 """Explicit tables from a name to the class behind it, imported only when it is asked for.
 
-Each room's `__init__` holds its tables as `Row("module:Class", "one line")` strings, so that listing what is there
+Each room's `__init__` holds its tables as `Row("module:Class", "one line")` strings, so that listing them
 imports neither torch nor the class. Other packages add rows through entry points of the group
 `mmzoo.<table>`.
 """

@@ -234,5 +234,5 @@ def rounds(source: SampleSource, count: int, generator: torch.Generator) -> Int[
     drawn: list[Tensor] = []
     while sum(map(len, drawn)) < count:
         drawn.append(own_order(generator) if own_order else torch.randperm(len(source), generator=generator))
-    # a set that numbers further draws of a sample beyond its length (balanced skeletons) means the sample itself
+    # numbers beyond a set's length (further draws of balanced skeletons) mean the sample itself
     return torch.cat([*drawn, torch.zeros(0, dtype=torch.int64)])[:count] % max(len(source), 1)

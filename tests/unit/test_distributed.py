@@ -100,8 +100,8 @@ def work(rank: int, world: int, folder: str) -> None:
     found["gather"] = gather(rank, world)
     torch.save(found, f"{folder}/{world}.{rank}")
     torch.distributed.barrier()
-    # The reducer holds the process group's last reference: its destructor would join gloo's thread with the interpreter
-    # lock held, which that thread may be waiting for (seen once in torch 2.12: a process that never ended).
+    # The reducer holds the process group's last reference: its destructor would join gloo's thread with the
+    # interpreter lock held, which that thread may wait for (torch 2.12: a process that never ended).
     os._exit(0)
 
 

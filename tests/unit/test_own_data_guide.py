@@ -51,7 +51,9 @@ def test_the_manifest_is_read_as_the_guide_says(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_table_of_extensions_is_true() -> None:
-    rows = re.findall(r"^\| ([a-z0-9., ]+?)(?: \(.*\))? \| (\w+) \|$", GUIDE.read_text(encoding="utf-8"), re.M)
+    rows = re.findall(
+        r"^\| ([a-z0-9., ]+?)(?: \(.*\))? \| (\w+) \|$", GUIDE.read_text(encoding="utf-8"), re.M
+    )
     told = {name: kind for names, kind in rows for name in names.split(", ") if kind != "modality"}
     assert len(told) == 19
     assert {name: kind_of(f"x.{name}") for name in told} == told
