@@ -28,22 +28,6 @@ model.trunk.num_heads=2 model.trunk.ffn.hidden_dim=32 model.modalities.fmri.hidd
 trainer.val_every_steps=100000 trainer.threads=1 trainer.monitor=val/loss trainer.monitor_mode=min
 """
 TINY = OPTIONS.split()
-    "data.num_events=200",
-    "data.num_val=4",
-    "data.num_test=4",
-    "data.image_size=32",
-    "data.loader.batch_size=8",
-    "model.modalities.image.preprocess.size=[32,32]",
-    "model.trunk.dim=32",
-    "model.trunk.depth=1",
-    "model.trunk.num_heads=2",
-    "model.trunk.ffn.hidden_dim=32",
-    "model.modalities.fmri.hidden_dim=16",
-    "trainer.val_every_steps=100000",
-    "trainer.threads=1",
-    "trainer.monitor=val/loss",
-    "trainer.monitor_mode=min",
-]
 
 
 def build(steps: int, folder: pathlib.Path | None) -> Any:
