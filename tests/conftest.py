@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads only wait for each other
 os.environ["MMZOO_NO_PROGRESS"] = "1"
 
 from jaxtyping import install_import_hook
