@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return tmp_path_factory.mktemp("world")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small(world: pathlib.Path) -> list[str]:
     """Return overrides that make five_senses small."""
     return [*SMALL, f"data.cache_dir={world}"]
