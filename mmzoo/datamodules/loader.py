@@ -236,9 +236,7 @@ class ResumableLoader:
         for loaded in self._open():
             self.faults.add(loaded.faults, total)
             self.batches += 1
-            if self.batches == len(
-                self
-            ):  # Lightning asks for no more, so nothing after the last `yield` runs
+            if self.batches == len(self):  # said here: Lightning never asks for more than the last batch
                 self.faults.end_epoch(total)
             if loaded.batch is not None:
                 yield loaded.batch

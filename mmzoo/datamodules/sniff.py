@@ -51,7 +51,7 @@ class Guess:
 
 def sniff(path: Path) -> Guess:
     """Guess the format of a file or folder; raise DataError where nothing in it is known."""
-    require(path)
+    require(path, "Check the path.")
     guess = _sniff_folder(path) if path.is_dir() else _sniff_file(path)
     if guess is None:
         expected = "images, sounds, texts, arrays, tars, a manifest, NIfTI scans or skeleton files"
