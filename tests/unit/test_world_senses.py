@@ -126,3 +126,45 @@ def test_captions_vary_and_sometimes_omit():
     without_colour = sum(not any(w in t for w in ("red", "crimson", "scarlet")) for t in texts)
     assert 1 <= without_colour <= 25
     assert all(t[0].isupper() and t.endswith(".") and "  " not in t for t in texts)
+
+
+def test_the_contact_sheet_is_a_picture_of_varied_events(tmp_path):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from mmzoo.datamodules.five_senses import FiveSenses
+    from mmzoo.datamodules.world.sheet import contact_sheet, varied_events
+
+    config = FiveSenses.fake(tmp_path)
+    events = varied_events(config, 3, "train")
+    assert len({(e.action, e.setting) for e in events}) == 3
+    path = contact_sheet(tmp_path / "sheet.png", config, events)
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    assert pixels.shape == (599, 1352, 3)
+    columns = [pixels[:, 1352 * k // 5 : 1352 * (k + 1) // 5] for k in range(5)]
+    assert all((c < 128).any(axis=-1).mean() > 0.005 for c in columns), "something is drawn in every column"
+    again = contact_sheet(tmp_path / "again.png", config, events)
+    np.testing.assert_array_equal(np.asarray(Image.open(again).convert("RGB")), pixels)
+
+
+def test_the_contact_sheet_names_its_extra(tmp_path, monkeypatch):
+    import sys
+
+    from mmzoo.datamodules.five_senses import FiveSenses
+    from mmzoo.datamodules.world.sheet import contact_sheet
+    from mmzoo.errors import DataError
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    with pytest.raises(DataError, match=r"mmzoo\[report\]"):
+        contact_sheet(tmp_path / "x.png", FiveSenses.fake(tmp_path), [])
+
+
+def test_the_ground_rises_as_the_camera_rolls():
+    made = event(setting=2)
+    pixels = scene.backdrop(made, 128, made.rng("image"))
+    sky = np.asarray(pixels, dtype=int)[..., 1] > 90
+    feet = body.pose([event("handshake", setting=2, partner_scale=1.0)]).joints[0, 0]
+    uphill = np.sign((feet[1, 0, 1] - feet[0, 0, 1]) * (feet[1, 0, 0] - feet[0, 0, 0]))
+    assert uphill == 1.0, "who stands on the right stands higher"
+    assert sky[64:, :20].mean() > sky[64:, -20:].mean(), "the horizon is higher on the right"

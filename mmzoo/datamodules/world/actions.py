@@ -226,7 +226,7 @@ def _point(a: Figure, p: Figure, m: Motion) -> float:
 def _approach(a: Figure, p: Figure, m: Motion) -> float:
     a.gait(m.amplitude * m.s)
     a.shift[:, 2] += _stride(m) * (m.ramp() - 0.5)
-    return 1.45
+    return 1.3
 
 
 def _depart(a: Figure, p: Figure, m: Motion) -> float:
@@ -234,7 +234,7 @@ def _depart(a: Figure, p: Figure, m: Motion) -> float:
     a.turn += np.pi
     a.shift[:, 2] -= _stride(m) * (m.ramp() - 0.5)
     p.acting("shoulder", "z", 2.2)
-    return 1.45
+    return 1.3
 
 
 def _punch(a: Figure, p: Figure, m: Motion) -> float:

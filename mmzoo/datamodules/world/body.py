@@ -70,7 +70,7 @@ def pose(events: Sequence[Event]) -> Clips:
         angles[i], roots[i], yaws[i] = _stage(event, people, offsets[i])
     joints = forward_kinematics(angles, offsets, yaws) + roots[:, :, :, None]
     views = np.stack([camera(e) for e in events])[:, None, None]
-    joints = (joints - (0.0, 0.9, 0.0)) @ views.swapaxes(-1, -2)
+    joints = (joints - (0.0, 0.95, 0.0)) @ views.swapaxes(-1, -2)
     joints += np.stack([_camera_place(e) for e in events])[:, None, None, None]
     present = np.array([[True, event.is_pair] for event in events])
     return Clips(joints, present)
@@ -159,4 +159,4 @@ def _stage(
 
 def _camera_place(event: Event) -> Float[np.ndarray, " 3"]:
     rng = event.rng("motion", 2)
-    return np.array([rng.normal(0.0, 0.08), rng.normal(0.0, 0.05), -rng.uniform(3.5, 4.0)])
+    return np.array([rng.normal(0.0, 0.08), rng.normal(0.0, 0.05), -rng.uniform(3.6, 4.0)])

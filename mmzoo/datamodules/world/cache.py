@@ -30,7 +30,7 @@ from mmzoo.errors import DataError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raise it with every change that makes a world of the same options come out differently."""
 SMALL = 512
 """Worlds of at most this many events are rendered in the calling process."""

@@ -54,8 +54,8 @@ class WorldConfig(schema.Config):
     """Audio samples a second."""
     num_repeats: int = 3
     """How often each subject sees each image; the scans of the repeats differ in noise."""
-    ncsnr: float = 0.6
-    """Median over voxels of the noise-ceiling signal-to-noise ratio (signal sd / noise sd) of one scan."""
+    ncsnr: float = 1.0
+    """Median over voxels of signal sd / noise sd in one scan; visual voxels of NSD lie near 0.45."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave a split empty or repeat a held-out combination."""

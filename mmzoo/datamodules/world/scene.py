@@ -19,7 +19,7 @@ STROBE = (4, 2, 0)
 """Frames before the telling one at which the strobe flashes, oldest first."""
 FADE = (0.25, 0.45, 1.0)
 """Opacity of each flash."""
-FOCAL = 1.25
+FOCAL = 1.4
 """Focal length in units of the picture's height."""
 SUPERSAMPLE = 2
 
@@ -74,10 +74,10 @@ def backdrop(event: Event, size: int, rng: np.random.Generator) -> Image.Image:
     sky = light * _gradient(np.clip(rows / max(horizon, 0.1), 0, 1), place.sky)
     floor = light * _gradient(np.clip((rows - horizon) / (1 - horizon), 0, 1), place.floor)
     bands = np.clip((sky, floor), 0, 255).astype(np.uint8)
-    above = rows[:, None] < horizon + np.tan(place.roll) * (rows - 0.5)
+    above = rows[:, None] < horizon - np.tan(place.roll) * (rows - 0.5)
     picture = Image.fromarray(np.where(above[..., None], bands[0][:, None], bands[1][:, None]))
-    line = _Ground(size, horizon, float(np.tan(place.roll)))
-    _FURNITURE[event.setting](ImageDraw.Draw(picture), line, rng)
+    ground = _Ground(size, horizon, -float(np.tan(place.roll)))
+    _FURNITURE[event.setting](ImageDraw.Draw(picture), ground, rng)
     return picture
 
 
@@ -123,7 +123,8 @@ def _street(canvas: Canvas, ground: _Ground, rng: np.random.Generator) -> None:
 def _forest(canvas: Canvas, ground: _Ground, rng: np.random.Generator) -> None:
     for x in np.sort(rng.uniform(-0.02, 1.0, 7)):
         foot, width = ground.y(x) + rng.uniform(0.0, 0.05), rng.uniform(0.025, 0.05)
-        canvas.rectangle(ground.box(x, -0.1, x + width, foot), fill=(74, 52, 34))
+        trunk = ground.box(x, foot, x + ground.slope * (foot + 0.1), -0.1)
+        canvas.line(trunk, fill=(74, 52, 34), width=round(width * ground.size))
         for _ in range(3):
             cx, cy, r = x + rng.normal(0, 0.06), rng.uniform(-0.02, 0.18), rng.uniform(0.07, 0.12)
             green = int(rng.integers(70, 120))

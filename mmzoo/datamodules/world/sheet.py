@@ -89,6 +89,7 @@ def _skeleton(axis: Any, event: Event, clip: Float[np.ndarray, "3 t 25 2"]) -> N
         for joint in (7, 11, 15, 19):
             axis.plot(clip[0, :, joint, slot], clip[1, :, joint, slot], color=colour, alpha=0.35, lw=0.6)
         axis.plot(*clip[:2, moment, 3, slot], "o", color=colour, ms=6)
+    axis.margins(0.1)
     axis.set_aspect("equal", adjustable="datalim")
 
 
