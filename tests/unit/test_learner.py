@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -235,3 +236,36 @@ def test_optimisers_of_timm_update_and_unknown_ones_are_named():
         build_optimizer(model, OptimConfig(name="adamwx"))
     with pytest.raises(ConfigError, match="no trainable parameter"):
         build_optimizer(model.requires_grad_(requires_grad=False), OptimConfig())
+
+
+def command(options: Sequence[str], folder: pathlib.Path) -> pathlib.Path:
+    """Train by the command line, in processes of its own; return the only run folder there is."""
+    still = [f"model.modalities.fmri.{name}=0" for name in ("dropout", "subject_dropout")]
+    words = [f"runs_root={folder}", "learner.optim.eps=1e-3", *still, *options]
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("MMZOO_RUN")}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmzoo", "train", "five_senses", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**variables, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "five_senses").iterdir()
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_batch_of_both(small: list[str], tmp_path: pathlib.Path):
+    steps = [*small, "trainer.max_steps=3", "trainer.val_every_steps=3"]
+    one = command([*steps, "data.loader.batch_size=16"], tmp_path / "one")
+    two = command([*steps, "trainer.devices=2", "trainer.strategy=ddp"], tmp_path / "two")
+    last = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (two, one)
+    ]
+    close(*last, 1e-5)
+    found = [json.loads((run / "eval.json").read_text())["test"]["metrics"] for run in (two, one)]
+    for name, value in found[1].items():
+        if "/loss" not in name and name != "loss":  # the contrast of a rank's own batches
+            assert found[0][name] == pytest.approx(value, abs=1e-6), name
+    assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
