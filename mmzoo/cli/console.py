@@ -67,7 +67,7 @@ def table(
     widths = [max(len(_bare(row[i])) for row in [list(head), *body]) for i in range(len(head))]
     if is_terminal(stream or sys.stdout):
         room = shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * (len(widths) - 1)
-        last = max(24, min(widths[-1], room))
+        last = min(widths[-1], max(24, room))
         body = [[*row[:-1], _cut(row[-1], last)] for row in body]
         widths[-1] = last
     lines = [style(_row(head, widths, right), "bold", stream)]

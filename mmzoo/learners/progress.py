@@ -52,12 +52,12 @@ class Progress(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what is going on."""
         if self._live is not None:
-            self._live.update(self._task, description="validating")
+            self._live.update(self._task, description="valid")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on training."""
         if self._live is not None:
-            self._live.update(self._task, description="training")
+            self._live.update(self._task, description="train")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar."""
@@ -71,7 +71,7 @@ class Progress(pl.Callback):
         if validated:
             self._print(val_line(line, self.highlights))
         elif self._live is not None:
-            self._live.update(self._task, figures=train_figures(line))
+            self._live.update(self._task, figures=bar_figures(line))
         elif self._is_due(line["step"]):
             self._print(self._plain(line))
 
@@ -99,17 +99,18 @@ class Progress(pl.Callback):
         from rich import progress
         from rich.console import Console
 
+        console = Console(stderr=True)
         self._live = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=24),
+            progress.BarColumn(bar_width=24 if console.width >= 100 else 8),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[figures]}"),
             progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            refresh_per_second=5,
+            console=console,
+            refresh_per_second=4,
         )
         self._task = self._live.add_task(
-            "training", total=self.total or None, completed=trainer.global_step, figures=""
+            "train", total=self.total or None, completed=trainer.global_step, figures=""
         )
         self._live.start()
 
@@ -128,6 +129,17 @@ def train_figures(line: Mapping[str, Any]) -> str:
         ("lr", lambda v: f"lr {v:.1e}"),
         ("samples_per_s", lambda v: f"{v:,.0f} samples/s"),
         ("tokens_per_s", lambda v: f"{v / 1e3:,.1f}k tokens/s"),
+        ("mfu", lambda v: f"MFU {v:.0%}"),
+    ]
+    return "  ".join(show(line[key]) for key, show in parts if line.get(key))
+
+
+def bar_figures(line: Mapping[str, Any]) -> str:
+    """Return the same for a bar, which must fit into 80 columns."""
+    parts: list[tuple[str, Callable[[float], str]]] = [
+        ("train/loss", lambda v: f"loss {v:.4g}"),
+        ("samples_per_s", lambda v: f"{v:,.0f}/s"),
+        ("tokens_per_s", lambda v: f"{v / 1e3:,.1f}k tok/s"),
         ("mfu", lambda v: f"MFU {v:.0%}"),
     ]
     return "  ".join(show(line[key]) for key, show in parts if line.get(key))

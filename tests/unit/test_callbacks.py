@@ -345,6 +345,12 @@ def test_a_training_line_says_loss_rate_and_speed():
     assert progress.train_figures(line) == "loss 2.346  lr 3.0e-04  1,234 samples/s  45.7k tokens/s  MFU 61%"
 
 
+def test_the_bar_fits_into_eighty_columns():
+    line = {"train/loss": 2.34567, "samples_per_s": 12345.6, "tokens_per_s": 945678.0, "mfu": 0.612}
+    assert progress.bar_figures(line) == "loss 2.346  12,346/s  945.7k tok/s  MFU 61%"
+    assert len("train ━━━━━━━━ 12345/50000  0:12:34") + len(progress.bar_figures(line)) < 80
+
+
 def test_a_validation_line_says_the_loss_and_what_matters():
     line = {"step": 8, "val/loss": 1.5, "val/a/loss/x": 1.0, "val/a/top1": 0.25, "val/a/top5": 0.5}
     assert progress.val_line(line, ("a/top5",)) == "step 8  validation  loss 1.5  a/top5 0.5"

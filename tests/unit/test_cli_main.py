@@ -212,6 +212,23 @@ def test_tables_align_numbers_to_the_right():
     assert text == "name        n\na           1\nlonger  1,000"
 
 
+def test_a_terminals_width_cuts_the_last_column_only(monkeypatch: pytest.MonkeyPatch):
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [("a" * 10, "b" * 50), ("c", "d")]
+    lines = console.table(("x", "y"), rows, stream=Terminal()).splitlines()
+    assert lines[1] == "a" * 10 + "  " + "b" * 27 + "…"
+    narrow = console.table(("x", "n"), [("a", "1"), ("b", "10")], right=(1,), stream=Terminal())
+    assert narrow.splitlines() == ["x   n", "a   1", "b  10"]
+    monkeypatch.delenv("NO_COLOR")
+    assert console.style("x", "bold", Terminal()) == "\x1b[1mx\x1b[0m"
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [
