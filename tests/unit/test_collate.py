@@ -89,3 +89,11 @@ def test_samples_that_do_not_fit_are_named(second: Sample, line: str) -> None:
     with pytest.raises(ShapeError) as caught:
         collate([first, second])
     assert str(caught.value) == line
+
+
+def test_finite_values_whose_sum_overflows_are_sound() -> None:
+    for values in (torch.full((8,), 3e38), torch.full((70_000,), 1.0, dtype=torch.float16)):
+        Sample("x", {"audio": Item(values)}).validate()
+    for broken in ([1.0, float("nan")], [float("inf"), -float("inf")], [3e38, 3e38, float("inf")]):
+        with pytest.raises(ShapeError, match="NaN or infinity"):
+            Sample("x", {"audio": Item(torch.tensor(broken))}).validate()
