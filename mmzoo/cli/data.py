@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mmzoo.cli import console, logs, words
 from mmzoo.errors import ConfigError, close_matches
@@ -54,5 +55,6 @@ def _make(kind: str, path: str, args: argparse.Namespace) -> int:
         console.dump({"path": path, "made": report})
     else:
         console.say(f"{path}: {report}")
-        console.note(f"next: mmzoo data inspect {path}")
+        manifest = Path(path) / "manifest.csv"
+        console.note(f"next: mmzoo data inspect {manifest if manifest.is_file() else path}")
     return 0
