@@ -45,7 +45,7 @@ lint: setup
 	$(BIN)/ruff check .
 
 types: setup
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 arch: setup
 	$(BIN)/lint-imports
