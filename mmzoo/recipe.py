@@ -150,7 +150,8 @@ def _check(
     faults: list[str] = []
     missing = [m for m in used if m not in info.modalities]
     if missing:
-        found, do = f"no {', '.join(missing)} in the data", f"Use ~tasks.NAME or data that has {missing[0]}."
+        found, have = f"no {', '.join(missing)} in the data", [m for m in used if m in info.modalities]
+        do = f"Set tasks.NAME.passes=[{','.join(have)}], or use data that has {missing[0]}."
         faults.append(str(ConfigError.at("data", found, f"modalities {', '.join(used)}", do)))
     for name, task in tasks.items():
         faults += faults_of(name, task, options.heads.get(name), info)

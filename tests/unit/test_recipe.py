@@ -103,6 +103,7 @@ def test_modalities_that_the_data_lack_are_named(tmp_path: pathlib.Path, small: 
     config = Folder.fake(tmp_path)
     found = faults([*small, f"data={{type: folder, root: {config.root}}}"])
     assert found[0].startswith("data: no audio, text, fmri, skeleton in the data; expected modalities image")
+    assert found[0].endswith("Set tasks.NAME.passes=[image], or use data that has audio.")
 
 
 @pytest.mark.parametrize(
