@@ -130,9 +130,9 @@ def describe(model: MultimodalModel, info: DataInfo, recipe: dict[str, Any] | No
     }
 
 
-def export(model: MultimodalModel, folder: Path, config: dict[str, Any]) -> Path:
+def export(model: MultimodalModel, folder: str | Path, config: dict[str, Any]) -> Path:
     """Write `model.safetensors` and `config.json`."""
-    return files.write_export(folder, model.state_dict(), config)
+    return files.write_export(Path(folder), model.state_dict(), config)
 
 
 def start_from(model: MultimodalModel, source: str | Path) -> dict[str, list[str]]:

@@ -1,14 +1,17 @@
-"""The Python in the guides runs, and the modality and head it makes work in a model."""
+"""The Python in the guides runs and does what they say; what else they name exists."""
 
 from __future__ import annotations
 
 import pathlib
 import re
+import shlex
 import sys
 import types
 
+import pytest
 import torch
 
+from mmzoo import configs, recipe, zoo
 from mmzoo.batch import Batch, Target
 from mmzoo.heads.contrastive import ContrastiveHead
 from mmzoo.models.multimodal import HeadSpec, MultimodalModel
@@ -59,3 +62,43 @@ def test_the_head_and_objective_of_the_guide_agree_with_their_formula(generator:
     state = guide.CountError(guide.CountError.Config())({"x": found}, batch, "n")
     wanted = ((found.values[0, 0] - 2) ** 2 + (found.values[2, 0] - 4) ** 2) / 2
     assert torch.allclose(state.mean(), wanted)
+
+
+def test_the_python_guide_trains_without_lightning(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MMZOO_HOME", str(tmp_path))
+    guide = run("python.md")
+    assert guide.vectors["text"].shape == (2, 128)
+    assert guide.similarity[0, 0].item() == pytest.approx(1, abs=1e-5)
+    assert guide.losses[-1] < guide.losses[0]
+    assert len(guide.first) == 48
+    assert list(guide.first.inputs) == ["image", "audio", "text", "fmri", "skeleton"]
+
+
+def test_the_checkpoint_guide_loads_and_publishes(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MMZOO_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    built = recipe.build(recipe.load("five_senses"))
+    zoo.export(built.model, tmp_path / "runs/five_senses/demo/export", built.learner.meta)
+    guide = run("checkpoints.md")
+    assert guide.vectors.shape == (2, 128)
+    assert guide.classes == list(built.info.labels["action"])
+    assert (tmp_path / "published" / "model.safetensors").is_file()
+    assert torch.equal(guide.again.encode(text=["a red shirt", "rain"])["text"], guide.vectors)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in GUIDES.glob("*.md")))
+def test_commands_of_the_guides_fit_the_options(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Every `mmzoo train RECIPE key=value` that is shown composes and checks."""
+    monkeypatch.delenv("MMZOO_DATA", raising=False)
+    for line in re.findall(r"mmzoo train ([^`\n]+)", (GUIDES / name).read_text()):
+        words = shlex.split(line, comments=True)
+        if words[0] in configs.list_configs("recipe"):
+            recipe.load(words[0], [w for w in words[1:] if "=" in w or w.startswith("~")])
+
+
+def test_the_parity_guide_names_tests_that_exist():
+    text = (GUIDES / "parity.md").read_text()
+    named = re.findall(r"`((?:unit/|parity/)?test_\w+\.py)`", text)
+    tests = GUIDES.parents[1] / "tests"
+    assert len(named) > 10
+    assert not [n for n in named if not (tests / n).is_file() and not (tests / "unit" / n).is_file()]
