@@ -30,13 +30,13 @@ def level() -> int:
 
 
 def setup() -> None:
-    """Send log lines to stderr; calling it again changes nothing."""
+    """Send log lines to stderr. Called again, it follows the level and the stream of now."""
     _State.file = None
-    root = logging.getLogger()
-    if any(isinstance(h, _Console) for h in root.handlers):
-        return
     wanted = level()
+    root = logging.getLogger()
     root.setLevel(min(wanted, logging.INFO))
+    for old in [h for h in root.handlers if isinstance(h, _Console)]:
+        root.removeHandler(old)
     console = _Console(wanted)
     console.setFormatter(_Short())
     root.addHandler(console)
