@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -35,12 +35,13 @@ class FinalNorm(str, Enum):
 @dataclass(frozen=True)
 class TrunkOutput:
     """The trunk's answer: sequences nested as they were given, mean over layers of each aux scalar, free
-    statistics.
+    statistics; `taps` has, for each number of blocks asked for, the sequences as they were after so many.
     """
 
     groups: list[list[TokenSequence]]
     aux: Aux
     stats: dict[str, Any]
+    taps: dict[int, list[list[TokenSequence]]] = field(default_factory=dict)
 
 
 class Trunk(nn.Module, schema.Configurable):
@@ -114,19 +115,28 @@ class Trunk(nn.Module, schema.Configurable):
         *,
         is_causal: bool = False,
         mask_mod: Callable[..., Tensor] | None = None,
+        taps: Sequence[int] = (),
     ) -> TrunkOutput:
         """Run all passes; `is_causal` and `mask_mod` (see SeqInfo) narrow what tokens see within their
-        segment.
+        segment. `taps`: numbers of blocks after which the residual stream is wanted too (0 = the input).
         """
         packed = pack(groups, self.modalities, is_causal=is_causal, mask_mod=mask_mod)
         ctx = ctx or MixerContext(training=self.training)
-        x, aux = self.run(packed.buffer, packed.seq, ctx)
-        return TrunkOutput(unpack(x, packed, groups), aux, ctx.stats)
+        kept: dict[int, Tensor] = dict.fromkeys(self._checked_taps(taps), packed.buffer)
+        x, aux = self.run(packed.buffer, packed.seq, ctx, kept)
+        tapped = {count: unpack(kept[count], packed, groups) for count in kept}
+        return TrunkOutput(unpack(x, packed, groups), aux, ctx.stats, tapped)
 
     def run(
-        self, x: Float[Tensor, "t d"], seq: SeqInfo, ctx: MixerContext
+        self,
+        x: Float[Tensor, "t d"],
+        seq: SeqInfo,
+        ctx: MixerContext,
+        kept: dict[int, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "t d"], Aux]:
-        """Run the blocks and the final norm over a packed buffer."""
+        """Run the blocks and the final norm over a packed buffer; the stream after n blocks, not normed,
+        replaces the value of each key n of `kept`.
+        """
         self._check(x, seq)
         if not seq.num_tokens:
             return x, {}
@@ -141,6 +151,8 @@ class Trunk(nn.Module, schema.Configurable):
         for layer, block in enumerate(blocks):
             own = dataclasses.replace(ctx, layer=layer, depth=len(blocks), training=self.training)
             x, aux = block(x, seq=seq, ctx=own)
+            if kept is not None and layer + 1 in kept:
+                kept[layer + 1] = x
             for name, value in aux.items():
                 sums.setdefault(name, []).append(value)
         if isinstance(self.norm, ModalityNorm):
@@ -174,6 +186,13 @@ class Trunk(nn.Module, schema.Configurable):
         more a token.
         """
         return sum(block.mixer.flops(lengths) + block.ffn.flops(sum(lengths)) for block in self._blocks())
+
+    def _checked_taps(self, taps: Sequence[int]) -> Sequence[int]:
+        outside = [n for n in taps if not 0 <= n <= len(self.blocks)]
+        if outside:
+            found, expected = f"a tap after {outside[0]} blocks", f"0 to {len(self.blocks)}"
+            raise ConfigError.at("trunk", found, expected, "Change the taps or the depth.")
+        return taps
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

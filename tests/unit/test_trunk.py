@@ -348,3 +348,25 @@ def test_compiled_blocks_compute_the_same(backend: str):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("graphs")
+
+
+def test_a_tap_is_what_a_shorter_trunk_without_norm_gives():
+    whole = trunk(depth=3).eval()
+    text, image = sequence("text", [3, 5]), sequence("image", [4, 4])
+    groups = [[text], [image], [text, image]]
+    found = whole(groups, taps=(0, 2))
+    assert list(found.taps) == [0, 2]
+    short = trunk(depth=2, final_norm="none").eval()
+    short.load_state_dict({k: v for k, v in whole.state_dict().items() if k in short.state_dict()})
+    for tapped, wanted in zip(found.taps[2], short(groups).groups, strict=True):
+        for a, b in zip(tapped, wanted, strict=True):
+            torch.testing.assert_close(a.tokens, b.tokens)
+            assert a.modality == b.modality
+    untouched = found.taps[0][0][0].tokens
+    assert torch.equal(untouched, text.tokens.masked_fill(~text.valid[..., None], 0.0))
+    assert torch.equal(found.groups[2][1].tokens, whole(groups).groups[2][1].tokens)
+
+
+def test_a_tap_beyond_the_depth_is_refused():
+    with pytest.raises(ConfigError, match="a tap after 3 blocks; expected 0 to 2"):
+        trunk()([[sequence("text", [3])]], taps=(1, 3))
