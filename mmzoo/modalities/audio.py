@@ -63,8 +63,15 @@ class WaveformAdapter(ModalityAdapter):
         "Their kernel (frames); an even one drops the last frame of each output."
         position_groups: int = 16
         "Their groups; must divide the trunk's width."
-        num_buckets: int | None = 512
-        "Buckets of the relative position bias; null switches it off."
+        num_buckets: int = 512
+        "Buckets a side of the relative bias: distances up to half of it are told apart exactly."
+        num_bias_tables: int = 1
+        "Relative bias tables: 0 = off, 1 = shared by all layers, otherwise one for each layer of the trunk."
+        type_embedding: bool = False
+        "Add one learned vector to every token, CLS included."
+        # compat(onepeace): its code never reads this tensor, but its files hold it
+        mask_token: bool = False
+        "Hold ONE-PEACE's frozen, unread mask token, so that its weights go there and back whole."
         max_positions: int = 1024
         "Distance (frames) at which the last bucket begins."
         # compat(onepeace): `reference` lets the positional convolution see padded frames
@@ -83,6 +90,9 @@ class WaveformAdapter(ModalityAdapter):
                 raise ConfigError.at(
                     "position_depth, _kernel, _groups", found, ">= 0, >= 1, >= 1", "Raise them."
                 )
+            if self.num_bias_tables < 0 or self.num_buckets < 2:
+                found = f"{self.num_bias_tables}, {self.num_buckets}"
+                raise ConfigError.at("num_bias_tables, num_buckets", found, "at least 0 and 2", "Raise them.")
 
     def __init__(self, config: Config, *, name: str, dim: int, num_heads: int) -> None:
         """Build the extractor, the projection, the positions and the bias."""
@@ -100,8 +110,14 @@ class WaveformAdapter(ModalityAdapter):
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.cls_position = nn.Parameter(torch.empty(1, 1, dim))
-        buckets = config.num_buckets
-        self.bias = None if buckets is None else RelativeBias1d(buckets, num_heads, config.max_positions)
+        self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if config.type_embedding else None
+        self.biases = nn.ModuleList(
+            RelativeBias1d(config.num_buckets, num_heads, config.max_positions)
+            for _ in range(config.num_bias_tables)
+        )
+        self.mask_token: nn.Parameter | None = None
+        if config.mask_token:
+            self.mask_token = nn.Parameter(trunc_normal_(torch.empty(1, dim)), requires_grad=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -129,9 +145,11 @@ class WaveformAdapter(ModalityAdapter):
         place = self._place(content, real_steps(frames, n, content.device) if zeroed else None)
         cls = (self.cls_token + self.cls_position).expand(len(x), -1, -1)
         tokens = torch.cat([cls.to(content.dtype), content + place], dim=1)
+        if self.type_embedding is not None:
+            tokens = tokens + self.type_embedding
         valid = torch.arange(n + 1) <= frames[:, None]
         grids = tuple((int(f),) for f in frames)
-        biases = () if self.bias is None else (self.bias(n + 1),)
+        biases = tuple(bias(n + 1) for bias in self.biases)
         return TokenSequence(tokens, valid, x.index, self.name, grids, 1, biases)
 
     def _place(

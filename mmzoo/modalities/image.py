@@ -63,6 +63,8 @@ class ImageAdapter(ModalityAdapter):
         "Grid side (patches) whose offsets the relative bias tells apart; null = as position_grid's null."
         num_bias_tables: int = 1
         "Relative bias tables: 0 = off, 1 = shared by all layers, otherwise one for each layer of the trunk."
+        type_embedding: bool = False
+        "Add one learned vector to every token, CLS included."
 
         def __post_init__(self) -> None:
             """Check sizes and fill what follows from preprocess.size."""
@@ -95,6 +97,7 @@ class ImageAdapter(ModalityAdapter):
         )
         self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim)))
         self.positions = GridPositions(config.side(config.position_grid), dim)
+        self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if config.type_embedding else None
         bias_side = config.side(config.bias_grid)
         self.biases = nn.ModuleList(
             RelativeBias2d(bias_side, num_heads) for _ in range(config.num_bias_tables)
@@ -110,7 +113,10 @@ class ImageAdapter(ModalityAdapter):
         rows, cols = (side // self.config.patch_size for side in images.shape[2:])
         tokens = torch.cat([self.cls_token.to(patches.dtype).expand(len(patches), -1, -1), patches], dim=1)
         biases = tuple(bias(rows, cols) for bias in self.biases)
-        return Embedded(tokens + self.positions(rows, cols), (rows, cols), biases)
+        tokens = tokens + self.positions(rows, cols)
+        if self.type_embedding is not None:
+            tokens = tokens + self.type_embedding
+        return Embedded(tokens, (rows, cols), biases)
 
     def _check(self, x: ModalityInput) -> None:
         side = self.config.patch_size

@@ -104,6 +104,8 @@ class TextAdapter(ModalityAdapter):
         "Buckets a side of the relative bias: distances up to half of it are told apart exactly."
         num_bias_tables: int = 1
         "Relative bias tables: 0 = off, 1 = shared by all layers, otherwise one for each layer of the trunk."
+        type_embedding: bool = False
+        "Add one learned vector to every token, CLS included."
 
         def __post_init__(self) -> None:
             """Check that the position table holds the longest text."""
@@ -135,6 +137,7 @@ class TextAdapter(ModalityAdapter):
         self.widen = nn.Linear(config.embedding_dim, dim, bias=False) if config.embedding_dim else None
         self.positions = nn.Parameter(trunc_normal_(torch.empty(config.max_positions, dim)))
         self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim)))
+        self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if config.type_embedding else None
         self.biases = nn.ModuleList(
             RelativeBias1d(config.num_buckets, num_heads) for _ in range(config.num_bias_tables)
         )
@@ -156,6 +159,8 @@ class TextAdapter(ModalityAdapter):
             content = self.widen(content)
         cls = self.cls_token.to(content.dtype).expand(len(x), -1, -1)
         tokens = torch.cat([cls, content], dim=1) + self.positions[: longest + 1]
+        if self.type_embedding is not None:
+            tokens = tokens + self.type_embedding
         biases = tuple(bias(longest + 1) for bias in self.biases)
         grids = tuple((length,) for length in lengths.tolist())
         return TokenSequence(tokens, valid, x.index, self.name, grids, 1, biases)

@@ -20,7 +20,7 @@ NAMES = (
     (r"embed_audios\.0\.conv_layers\.(\d)\.2\.1\.(weight|bias)", r"extractor.norms.\1.\2"),
     (r"embed_audios\.2\.(weight|bias)", r"norm.\1"),
     (r"embed_audios\.3\.(weight|bias)", r"projection.\1"),
-    (r"rel_pos_table_list\.0\.weight", "bias.table"),
+    (r"rel_pos_table_list\.0\.weight", "biases.0.table"),
 )
 Golden = dict[str, torch.Tensor]
 

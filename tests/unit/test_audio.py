@@ -27,8 +27,8 @@ SMALL = {
 def adapter(**options: object) -> WaveformAdapter:
     torch.manual_seed(0)
     made = WaveformAdapter(parse(WaveformAdapter.Config, SMALL | options), name="sound", dim=16, num_heads=2)
-    if made.bias is not None:
-        torch.nn.init.normal_(made.bias.table)
+    for bias in made.biases:
+        torch.nn.init.normal_(bias.table)
     return made.eval()
 
 
@@ -125,7 +125,7 @@ def test_too_short_a_clip_and_wrong_groups_are_refused() -> None:
 
 
 def test_no_bias_and_no_positions_are_possible() -> None:
-    out = adapter(num_buckets=None, position_depth=0)(ragged([300, 100]))
+    out = adapter(num_bias_tables=0, position_depth=0)(ragged([300, 100]))
     assert out.biases == ()
     assert out.num_prefix == 1
 
@@ -264,3 +264,21 @@ def test_fake_input_is_ragged_and_runs(generator: torch.Generator) -> None:
     x = WaveformAdapter.fake_input(model.config, 5, generator)
     assert len(set(x.sizes[:, 0].tolist())) > 1
     assert model(x).tokens.shape[0] == 5
+
+
+def test_a_table_a_layer_and_a_type_embedding():
+    made = adapter(num_bias_tables=3, type_embedding=True, mask_token=True)
+    plain = adapter(num_bias_tables=3)
+    plain.load_state_dict({k: v for k, v in made.state_dict().items() if k in plain.state_dict()})
+    with torch.no_grad():
+        made.type_embedding.normal_()
+        found, expected = made(ragged([300, 200])), plain(ragged([300, 200]))
+    torch.testing.assert_close(found.tokens, expected.tokens + made.type_embedding)
+    assert len(found.biases) == 3
+    for bias, table in zip(found.biases, made.biases, strict=True):
+        n = found.tokens.shape[1]
+        torch.testing.assert_close(bias[0], table.table[table.index(n)].permute(2, 0, 1))
+    assert not torch.equal(found.biases[0], found.biases[1])
+    assert [n for n, p in made.named_parameters() if not p.requires_grad] == ["mask_token"]
+    with pytest.raises(ConfigError, match="num_bias_tables, num_buckets: -1, 8"):
+        adapter(num_bias_tables=-1)
