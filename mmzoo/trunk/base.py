@@ -65,6 +65,10 @@ class TokenMixer(nn.Module, schema.Configurable):
     stateful: ClassVar[bool] = False
     init_from_mha: ClassVar[InitFromMha] = InitFromMha.NONE
     kernels: ClassVar[tuple[str, ...]] = ()
+    takes_tasks: ClassVar[bool] = False
+    """Whether the constructor takes `tasks`, the names of the model's tasks."""
+    task_dependent: bool = False
+    """Whether its work depends on the task: it then runs on one copy of the tokens for each task."""
 
     def __init__(self, config: Any, *, dim: int, num_heads: int) -> None:
         """Keep the options and the sizes every mixer has."""
@@ -117,6 +121,11 @@ class FeedForward(nn.Module, schema.Configurable):
     which rows belong to which from `seq.modality_slices`.
     """
 
+    takes_tasks: ClassVar[bool] = False
+    """Whether the constructor takes `tasks`, the names of the model's tasks."""
+    task_dependent: bool = False
+    """Whether its work depends on the task: it then runs on one copy of the tokens for each task."""
+
     def __init__(self, config: Any, *, dim: int, modalities: tuple[str, ...]) -> None:
         """Keep the options and the names."""
         super().__init__()
@@ -127,6 +136,14 @@ class FeedForward(nn.Module, schema.Configurable):
     ) -> tuple[Float[Tensor, "t d"], Aux]:
         """Transform."""
         raise NotImplementedError
+
+    @classmethod
+    def at(cls, config: Any, layer: int) -> Any:
+        """Return the options of the feed-forward at a layer; one that is not in every block returns those of
+        another there.
+        """
+        del layer
+        return config
 
     def flops(self, tokens: int) -> int:
         """Return the FLOPs of one forward over so many tokens: 2 a weight a token, counting the weights

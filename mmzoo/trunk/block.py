@@ -56,18 +56,26 @@ class Block(nn.Module):
         num_heads: int,
         modalities: tuple[str, ...],
         drop_path_prob: float = 0.0,
+        layer: int = 0,
+        tasks: tuple[str, ...] = (),
     ) -> None:
-        """Build the two branches."""
+        """Build the two branches; `layer` counts from 0, `tasks` are the names of the model's tasks."""
         super().__init__()
         self.drop_path_prob = drop_path_prob
         self.checkpointing = Checkpointing.NONE
         self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mixer: TokenMixer = config.mixer.build(dim=dim, num_heads=num_heads)
+        self.mixer: TokenMixer = _build(config.mixer, tasks, dim=dim, num_heads=num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.ffn: FeedForward = config.ffn.build(dim=dim, modalities=modalities)
+        ffn = type(config.ffn).owner.at(config.ffn, layer)
+        self.ffn: FeedForward = _build(ffn, tasks, dim=dim, modalities=modalities)
         scale = config.layer_scale_init
         self.gamma_1 = None if scale is None else nn.Parameter(torch.full((dim,), scale))
         self.gamma_2 = None if scale is None else nn.Parameter(torch.full((dim,), scale))
+
+    @property
+    def task_dependent(self) -> bool:
+        """Whether one of the branches works differently for each task."""
+        return self.mixer.task_dependent or self.ffn.task_dependent
 
     def forward(
         self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext
@@ -97,3 +105,9 @@ class Block(nn.Module):
         if gamma is None:
             return x + y
         return torch.addcmul(x, y.to(x.dtype), gamma.to(x.dtype))
+
+
+def _build(config: Any, tasks: tuple[str, ...], **context: Any) -> Any:
+    if getattr(type(config).owner, "takes_tasks", False):
+        context["tasks"] = tasks
+    return config.build(**context)

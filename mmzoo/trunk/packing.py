@@ -77,6 +77,18 @@ def pack(
     each other across them, in the order given. modalities: the trunk's names, which set the order in the
     buffer.
     """
+    seq, parts = lay_out(groups, modalities, is_causal=is_causal, mask_mod=mask_mod)
+    return Packed(_fill(groups, parts), seq, parts)
+
+
+def lay_out(
+    groups: Groups,
+    modalities: tuple[str, ...],
+    *,
+    is_causal: bool = False,
+    mask_mod: Callable[..., Tensor] | None = None,
+) -> tuple[SeqInfo, tuple[Part, ...]]:
+    """Return the geometry that `pack` gives these passes, without filling a buffer."""
     first = _check(groups, modalities)
     segments = _segments(groups, modalities)
     parts = _parts(groups, modalities, segments)
@@ -104,7 +116,7 @@ def pack(
         mask_mod=mask_mod,
         biases=run_biases(groups, runs, [s.rows for s in segments]),
     )
-    return Packed(_fill(groups, parts, first), seq, tuple(parts))
+    return seq, tuple(parts)
 
 
 def unpack(buffer: Float[Tensor, "t d"], packed: Packed, groups: Groups) -> list[list[TokenSequence]]:
@@ -245,12 +257,15 @@ def _runs(groups: Groups, segments: list[_Segment]) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def _fill(groups: Groups, parts: list[Part], first: TokenSequence) -> Float[Tensor, "t d"]:
+def _fill(groups: Groups, parts: Sequence[Part]) -> Float[Tensor, "t d"]:
     """Gather the real tokens of every part."""
     pieces = [take_rows(_flat(groups[p.group][p.position]), p.source) for p in parts]
     if len(pieces) > 1:
         return torch.cat(pieces)
-    return pieces[0] if pieces else first.tokens.new_zeros(0, first.tokens.shape[2])
+    if pieces:
+        return pieces[0]
+    first = next(s for group in groups for s in group)
+    return first.tokens.new_zeros(0, first.tokens.shape[2])
 
 
 def _token_maps(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
@@ -28,6 +28,14 @@ class Run:
     segment: int = 0
 
 
+class TaskSpan(NamedTuple):
+    """Rows `start … end` of the buffer that belong to a task's copies."""
+
+    task: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class SeqInfo:
     """The geometry of a packed buffer [t d], modality-major.
@@ -39,7 +47,8 @@ class SeqInfo:
     attention order) of each buffer row. grids: per segment, per piece. mask_mod(segment, head, query,
     key) -> True where a query may look at a key; positions count within the segment, arguments are
     broadcastable integer tensors. biases: none, one tuple for all layers, or one a layer; each has an
-    additive logit tensor (1 or count, h, length, length), or None, for every run. cache: what is derived
+    additive logit tensor (1 or count, h, length, length), or None, for every run. task_spans: whose copies
+    the rows are, in order and without gaps; empty where all tasks share them. cache: what is derived
     from the plan once a forward and used by every layer (merged masks, block masks).
     """
 
@@ -56,6 +65,7 @@ class SeqInfo:
     is_causal: bool = False
     mask_mod: Callable[..., Tensor] | None = None
     biases: tuple[tuple[Tensor | None, ...], ...] = ()
+    task_spans: tuple[TaskSpan, ...] = ()
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

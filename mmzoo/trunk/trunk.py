@@ -20,7 +20,8 @@ from mmzoo.layers.init import init_weights
 from mmzoo.layers.norms import ModalityNorm
 from mmzoo.trunk.base import Aux, MixerContext
 from mmzoo.trunk.block import Block, BlockConfig, Checkpointing
-from mmzoo.trunk.packing import pack, unpack
+from mmzoo.trunk.fork import Fork, TaskGroups, check_tasks, fork
+from mmzoo.trunk.packing import Groups, Packed, pack, unpack
 from mmzoo.trunk.plan import SeqInfo
 
 
@@ -42,6 +43,9 @@ class TrunkOutput:
     aux: Aux
     stats: dict[str, Any]
     taps: dict[int, list[list[TokenSequence]]] = field(default_factory=dict)
+    tasks: dict[str, TrunkOutput] = field(default_factory=dict)
+    """of a trunk routed by task: what each task sees, its groups in the order it named them; `groups` above
+    then holds those of the first task, then those of the second, …"""
 
 
 class Trunk(nn.Module, schema.Configurable):
@@ -90,16 +94,22 @@ class Trunk(nn.Module, schema.Configurable):
             if lines:
                 raise ConfigError("\n".join(lines))
 
-    def __init__(self, config: Config, *, modalities: tuple[str, ...]) -> None:
-        """Build the blocks with ONE-PEACE's initial weights."""
+    def __init__(self, config: Config, *, modalities: tuple[str, ...], tasks: tuple[str, ...] = ()) -> None:
+        """Build the blocks with ONE-PEACE's initial weights; `tasks` are the names that may be routed by."""
         super().__init__()
-        self.config, self.modalities = config, tuple(modalities)
+        self.config, self.modalities, self.tasks = config, tuple(modalities), tuple(tasks)
         dim = config.dim
         self.blocks = nn.ModuleList(
             Block(
-                config, dim=dim, num_heads=config.num_heads, modalities=self.modalities, drop_path_prob=prob
+                config,
+                dim=dim,
+                num_heads=config.num_heads,
+                modalities=self.modalities,
+                drop_path_prob=prob,
+                layer=layer,
+                tasks=self.tasks,
             )
-            for prob in drop_path_rates(config.drop_path_prob, config.depth)
+            for layer, prob in enumerate(drop_path_rates(config.drop_path_prob, config.depth))
         )
         self.norm: nn.Module | None = None
         if config.final_norm is FinalNorm.PER_MODALITY:
@@ -108,24 +118,59 @@ class Trunk(nn.Module, schema.Configurable):
             self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         init_weights(self)
 
+    @property
+    def fork_layer(self) -> int | None:
+        """The first block whose work depends on the task, where tasks part; None where no block's does."""
+        return next((layer for layer, block in enumerate(self._blocks()) if block.task_dependent), None)
+
     def forward(
         self,
-        groups: Sequence[Sequence[TokenSequence]],
+        groups: Groups,
         ctx: MixerContext | None = None,
         *,
         is_causal: bool = False,
         mask_mod: Callable[..., Tensor] | None = None,
         taps: Sequence[int] = (),
+        tasks: TaskGroups | None = None,
     ) -> TrunkOutput:
         """Run all passes; `is_causal` and `mask_mod` (see SeqInfo) narrow what tokens see within their
         segment. `taps`: numbers of blocks after which the residual stream is wanted too (0 = the input).
+        `tasks`: which groups each task reads; a trunk that no task changes runs each group once and does
+        not look at them.
         """
         packed = pack(groups, self.modalities, is_causal=is_causal, mask_mod=mask_mod)
         ctx = ctx or MixerContext(training=self.training)
         kept: dict[int, Tensor] = dict.fromkeys(self._checked_taps(taps), packed.buffer)
-        x, aux = self.run(packed.buffer, packed.seq, ctx, kept)
-        tapped = {count: unpack(kept[count], packed, groups) for count in kept}
-        return TrunkOutput(unpack(x, packed, groups), aux, ctx.stats, tapped)
+        layer = self.fork_layer
+        if layer is None:
+            x, aux = self.run(packed.buffer, packed.seq, ctx, kept)
+            tapped = {count: unpack(kept[count], packed, groups) for count in kept}
+            return TrunkOutput(unpack(x, packed, groups), aux, ctx.stats, tapped)
+        chosen = check_tasks(tasks, self.tasks, ctx.task, len(groups))
+        parting = fork(groups, packed, chosen, self.modalities, layer)
+        x, aux = self.run(packed.buffer, packed.seq, ctx, kept, parting)
+        return self._parted(x, aux, ctx, kept, parting, (groups, packed, chosen))
+
+    def _parted(
+        self,
+        x: Tensor,
+        aux: Aux,
+        ctx: MixerContext,
+        kept: dict[int, Tensor],
+        parting: Fork,
+        shared: tuple[Groups, Packed, TaskGroups],
+    ) -> TrunkOutput:
+        """Unpack what each task sees; taps from before the fork are the same for all."""
+        groups, packed, tasks = shared
+        found = unpack(x, parting.packed, parting.groups)
+        early = {n: unpack(y, packed, groups) for n, y in kept.items() if n <= parting.layer}
+        late = {n: unpack(y, parting.packed, parting.groups) for n, y in kept.items() if n > parting.layer}
+        views: dict[str, TrunkOutput] = {}
+        for task, own in parting.tasks.items():
+            taps = {n: [tapped[g] for g in tasks[task]] for n, tapped in early.items()}
+            taps |= {n: [tapped[g] for g in own] for n, tapped in late.items()}
+            views[task] = TrunkOutput([found[g] for g in own], aux, ctx.stats, taps)
+        return TrunkOutput(found, aux, ctx.stats, tasks=views)
 
     def run(
         self,
@@ -133,9 +178,10 @@ class Trunk(nn.Module, schema.Configurable):
         seq: SeqInfo,
         ctx: MixerContext,
         kept: dict[int, Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "t d"], Aux]:
+        parting: Fork | None = None,
+    ) -> tuple[Float[Tensor, "_ d"], Aux]:
         """Run the blocks and the final norm over a packed buffer; the stream after n blocks, not normed,
-        replaces the value of each key n of `kept`.
+        replaces the value of each key n of `kept`. Tasks part, if they do, as `parting` says.
         """
         self._check(x, seq)
         if not seq.num_tokens:
@@ -145,18 +191,21 @@ class Trunk(nn.Module, schema.Configurable):
             blocks
         ):  # the residual stream keeps the precision of the weights, whatever autocast made of the tokens
             x = x.to(blocks[0].norm1.weight.dtype)
+        own_seq = [parting.packed.seq if parting and n >= parting.layer else seq for n in range(len(blocks))]
         for layer, block in enumerate(blocks):
-            block.mixer.prepare(seq, layer)
+            block.mixer.prepare(own_seq[layer], layer)
         sums: dict[str, list[Tensor]] = {}
         for layer, block in enumerate(blocks):
             own = dataclasses.replace(ctx, layer=layer, depth=len(blocks), training=self.training)
-            x, aux = block(x, seq=seq, ctx=own)
+            if parting and layer == parting.layer:
+                x = parting.copy(x)
+            x, aux = block(x, seq=own_seq[layer], ctx=own)
             if kept is not None and layer + 1 in kept:
                 kept[layer + 1] = x
             for name, value in aux.items():
                 sums.setdefault(name, []).append(value)
         if isinstance(self.norm, ModalityNorm):
-            x = self.norm(x, seq.modality_slices)
+            x = self.norm(x, own_seq[-1].modality_slices if own_seq else seq.modality_slices)
         elif self.norm is not None:
             x = self.norm(x)
         return x, {name: torch.stack(values).mean() for name, values in sums.items()}
@@ -179,13 +228,17 @@ class Trunk(nn.Module, schema.Configurable):
         """Count the parameters."""
         return sum(p.numel() for p in self.parameters())
 
-    def flops(self, lengths: Sequence[int]) -> int:
-        """Return the FLOPs of one forward over segments of these lengths (training costs three times that).
+    def flops(self, lengths: Sequence[int], num_tasks: int = 1) -> int:
+        """Return the FLOPs of one forward over segments of these lengths (training costs three times that);
+        the blocks after the fork, if there is one, run once for each of `num_tasks`.
 
         Math: for gelu and hidden = 4 dim, depth * (24 dim^2 sum(l) + 4 dim sum(l^2)); geglu has 8 dim^2
         more a token.
         """
-        return sum(block.mixer.flops(lengths) + block.ffn.flops(sum(lengths)) for block in self._blocks())
+        blocks = self._blocks()
+        layer = self.fork_layer
+        cost = [block.mixer.flops(lengths) + block.ffn.flops(sum(lengths)) for block in blocks]
+        return sum(cost[:layer]) + (0 if layer is None else num_tasks * sum(cost[layer:]))
 
     def _checked_taps(self, taps: Sequence[int]) -> Sequence[int]:
         outside = [n for n in taps if not 0 <= n <= len(self.blocks)]
