@@ -38,7 +38,8 @@ class Item:
 class Sample:
     """One sample: an id that survives to the outputs, the modalities it has, and the labels it has.
 
-    `source` names the data set it comes from where several are mixed.
+    A label is a class number (), a vector of several, or one for every pixel (see `DenseKind`). `source`
+    names the data set it comes from where several are mixed.
     """
 
     id: str
@@ -198,7 +199,8 @@ class TokenSequence:
     Shape: tokens (k n d), rows right-padded or with holes; valid (k n) host mask, True = real; index (k)
     host, the sample of each row. grids: per row the grid (rows, cols), (frames, joints, persons), … that
     the tokens after the `num_prefix` leading ones (CLS) lie on, row-major, or None. biases: additive
-    attention logits (1 or k, h, n, n); none = (), one for all layers, or one a layer.
+    attention logits (1 or k, h, n, n); none = (), one for all layers, or one a layer. levels: feature maps
+    (k c h w) of the adapter's own backbone, shallowest first, where a decoder reads those.
     """
 
     tokens: Float[Tensor, "k n d"]
@@ -208,6 +210,7 @@ class TokenSequence:
     grids: tuple[tuple[int, ...], ...] | None = None
     num_prefix: int = 0
     biases: tuple[Float[Tensor, "_ h n n"], ...] = ()
+    levels: tuple[Float[Tensor, "k _ _ _"], ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -216,6 +219,16 @@ class TokenSequence:
     def mask(self) -> Bool[Tensor, "k n"]:
         """Return `valid` on the tokens' device."""
         return self.valid.to(self.tokens.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """What a decoder gives and a dense head reads: values (k c h w), the sample of each row, and the height
+    and width in pixels of the images."""
+
+    values: Float[Tensor, "k c h w"]
+    index: Int[Tensor, " k"]
+    size: tuple[int, int]
 
 
 class PredictionKind(str, Enum):
@@ -227,6 +240,35 @@ class PredictionKind(str, Enum):
     """(k, classes) logits, of which one is right"""
     LABELS = "labels"
     """(k, labels) logits, each a question of its own"""
+    DENSE = "dense"
+    """(k, channels, H, W) raw outputs at the resolution of the image the model was given; `DenseKind` says
+    what the label beside them is"""
+
+
+IGNORE = 255
+"""Value of pixels without a label, in every dense label but depth (where 0 means invalid)."""
+
+
+class DenseKind(str, Enum):
+    """What a dense label is, and so what the channels of its prediction mean.
+
+    Shape: a label covers the image the model was given, pixel by pixel, so within a batch all have one size.
+    `DataInfo.labels[target]` names the channels of the prediction (one a class, or the three axes).
+    """
+
+    CLASSES = "classes"
+    """label (H, W) int64 class, 255 ignored; prediction: one logit a class"""
+    SALIENCY = "saliency"
+    """label (H, W) int64, 1 salient, 0 not, 255 ignored; prediction: two logits (background, salient)"""
+    NORMALS = "normals"
+    """label (3, H, W) float unit vectors, x right, y up, z towards the camera, 255 in all three where
+    ignored; prediction: three numbers, scaled to length one where they are used"""
+    EDGE = "edge"
+    """label (1, H, W) float in 0 … 1, 255 ignored; prediction: one logit"""
+    DEPTH = "depth"
+    """label (1, H, W) float metres along the optical axis, 0 = not measured; prediction: metres"""
+    DENSE = "dense"
+    """(k, c, height, width) values or class logits of every pixel, at the image's size"""
 
 
 @dataclass(frozen=True)
@@ -254,14 +296,16 @@ class ModelOutput:
 class DataInfo:
     """What a data set says of itself before a model is built.
 
-    labels: target name -> class names in index order; subjects: fMRI subject -> number of voxels;
-    modalities: the input names it yields; counts: split -> number of samples.
+    labels: target name -> class names in index order (of a dense target: the names of the channels of its
+    prediction); dense: the targets that label every pixel, and what they are; subjects: fMRI subject ->
+    number of voxels; modalities: the input names it yields; counts: split -> number of samples.
     """
 
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subjects: Mapping[str, int] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    dense: Mapping[str, DenseKind] = field(default_factory=dict)
 
 
 def _pad(values: Tensor, extent: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import Batch, DataInfo, ModelOutput, Prediction
+from mmzoo.batch import Batch, DataInfo, DenseKind, ModelOutput, Prediction
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.metrics.base import Metric, MetricContext
 from mmzoo.models.multimodal import JOINT, HeadSpec, MultimodalModel
@@ -139,6 +139,7 @@ def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo
             found, do = f"reads {reads.value}", "Choose another, or another head."
             expected = f"{gives.value}, which the head gives"
             faults.append(str(ConfigError.at(f"{where}.{part}", found, expected, do)))
+        faults += _dense_faults(f"{where}.{part}", options, task.target, info)
     targets = {f"{where}.target": task.target}
     targets |= {f"{where}.metrics.{i}.target": getattr(m, "target", "") for i, m in enumerate(task.metrics)}
     for place, target in targets.items():
@@ -148,3 +149,13 @@ def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo
                 str(ConfigError.at(place, f"no label {target!r} in the data", "one of its labels", do))
             )
     return faults
+
+
+def _dense_faults(where: str, options: Any, target: str, info: DataInfo) -> list[str]:
+    """Return a line where a component that reads dense labels of one kind is given those of another."""
+    kind, given = getattr(type(options).owner, "kind", None), info.dense.get(target)
+    if not isinstance(kind, DenseKind) or target not in info.labels or kind is given:
+        return []
+    found = f"reads {kind.value}"
+    expected = f"{given.value if given else 'no dense label'}, which {target} is"
+    return [str(ConfigError.at(where, found, expected, "Choose another, or another target."))]

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmzoo.batch import Batch, DataInfo, Prediction, PredictionKind, Target, TokenSequence
+from mmzoo.batch import (
+    IGNORE,
+    Batch,
+    DataInfo,
+    DenseKind,
+    Prediction,
+    PredictionKind,
+    Target,
+    TokenSequence,
+)
 
 PASSES = ("image", "text", "image+text")
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 INFO = DataInfo(labels={"what": NAMES, "where": ("here", "there")}, modalities=("image", "text"))
 TARGET = "what"
+HEIGHT, WIDTH = 10, 14
+"""Pixels of a dense prediction and its label."""
+CHANNELS = {
+    DenseKind.CLASSES: len(NAMES),
+    DenseKind.SALIENCY: 2,
+    DenseKind.NORMALS: 3,
+    DenseKind.EDGE: 1,
+    DenseKind.DEPTH: 1,
+}
+Form = PredictionKind | DenseKind
+"""What a component reads; where that is dense, which kind of label it wants beside it."""
+
+
+def form(component: Any) -> Form:
+    """Return what an objective or a metric reads."""
+    return component.kind if component.reads is PredictionKind.DENSE else component.reads
 
 
 def sequence(
@@ -26,28 +53,53 @@ def sequence(
     return TokenSequence(tokens, valid, torch.tensor(index), "image", num_prefix=prefix)
 
 
-def values(kind: PredictionKind, generator: torch.Generator, rows: int) -> Tensor:
+def values(kind: Form, generator: torch.Generator, rows: int) -> Tensor:
     """Return what a head of this kind would give."""
+    if isinstance(kind, DenseKind):
+        made = torch.randn(rows, CHANNELS[kind], HEIGHT, WIDTH, generator=generator)
+        return made + 3.0 if kind is DenseKind.DEPTH else made
     width = 5 if kind is PredictionKind.VECTORS else len(NAMES)
     made = torch.randn(rows, width, generator=generator)
     return F.normalize(made, dim=1) if kind is PredictionKind.VECTORS else made
 
 
-def labels(kind: PredictionKind, generator: torch.Generator, rows: int) -> Tensor:
+def dense_labels(kind: DenseKind, generator: torch.Generator, rows: int) -> Tensor:
+    """Return what a data set would give for every pixel; a margin, and the whole of the last row, have none.
+
+    The first row has both salient and other pixels, edges and none, near and far.
+    """
+    shape = (rows, HEIGHT, WIDTH)
+    if kind in (DenseKind.CLASSES, DenseKind.SALIENCY):
+        made = torch.randint(CHANNELS[kind], shape, generator=generator)
+    elif kind is DenseKind.NORMALS:
+        made = F.normalize(torch.randn(rows, 3, HEIGHT, WIDTH, generator=generator), dim=1)
+    elif kind is DenseKind.EDGE:
+        made = (torch.rand(shape, generator=generator) < 0.15).float()[:, None]
+    else:
+        made = 0.5 + 5 * torch.rand(shape, generator=generator)[:, None]
+    none = 0 if kind is DenseKind.DEPTH else IGNORE
+    made[..., :2, :] = none
+    made[-1:] = none
+    return made
+
+
+def labels(kind: Form, generator: torch.Generator, rows: int) -> Tensor:
     """Return what a data set would give for it."""
+    if isinstance(kind, DenseKind):
+        return dense_labels(kind, generator, rows)
     if kind is PredictionKind.LABELS:
         return (torch.rand(rows, len(NAMES), generator=generator) < 0.4).float()
     return torch.randint(len(NAMES), (rows,), generator=generator)
 
 
-def batch(kind: PredictionKind, generator: torch.Generator, ids: tuple[str, ...], *, every: int = 4) -> Batch:
+def batch(kind: Form, generator: torch.Generator, ids: tuple[str, ...], *, every: int = 4) -> Batch:
     """Return a batch in which each `every`th sample has no label."""
     index = torch.tensor([i for i in range(len(ids)) if i % every != every - 1])
     return Batch(ids, targets={TARGET: Target(labels(kind, generator, len(index)), index)})
 
 
 def predictions(
-    kind: PredictionKind,
+    kind: Form,
     generator: torch.Generator,
     size: int,
     scale: Tensor | None = None,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from contract.fakes import INFO, NAMES, TARGET, batch, part, predictions
+from contract.fakes import INFO, NAMES, TARGET, batch, form, part, predictions
 from mmzoo import registry, schema
 from mmzoo.batch import Batch, Prediction
 from mmzoo.metrics.base import Metric, MetricContext
@@ -21,8 +21,8 @@ def build(name: str) -> Metric:
 
 def case(metric: Metric, seed: int = 0, prefix: str = "s") -> tuple[dict[str, Prediction], Batch]:
     generator = torch.Generator().manual_seed(seed)
-    found = predictions(metric.reads, generator, SIZE)
-    return found, batch(metric.reads, generator, tuple(f"{prefix}{i}" for i in range(SIZE)))
+    found = predictions(form(metric), generator, SIZE)
+    return found, batch(form(metric), generator, tuple(f"{prefix}{i}" for i in range(SIZE)))
 
 
 def context(metric: Metric) -> MetricContext:

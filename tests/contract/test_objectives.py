@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contract.fakes import TARGET, Scale, batch, part, predictions
+from contract.fakes import TARGET, Scale, batch, form, part, predictions
 from mmzoo import registry, schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
 from mmzoo.objectives.base import Objective
@@ -20,10 +20,10 @@ def case(objective: Objective, seed: int = 0) -> tuple[dict[str, Prediction], Ba
     generator, scale = torch.Generator().manual_seed(seed), Scale()
     contrast = objective.reads is PredictionKind.VECTORS
     scalars = (scale.scale * 1.0, scale.offset * 1.0) if contrast else ()
-    found = predictions(objective.reads, generator, len(IDS), *scalars)
+    found = predictions(form(objective), generator, len(IDS), *scalars)
     for prediction in found.values():
         prediction.values.requires_grad_()
-    return found, batch(objective.reads, generator, IDS), scale
+    return found, batch(form(objective), generator, IDS), scale
 
 
 @pytest.mark.parametrize("name", ROWS)
