@@ -7,7 +7,7 @@ alike) go through the trunk in one packed buffer; each head then reads the passe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,20 @@ class HeadSpec(schema.Config):
     """passes it reads: modality names, or several joined by +; empty: every modality by itself"""
     target: str = ""
     """label whose classes it predicts; empty: none"""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The trunk's final tokens by pass; where tasks part in the trunk, by task and pass."""
+
+    shared: Mapping[str, TokenSequence] = field(default_factory=dict)
+    by_task: Mapping[str, Mapping[str, TokenSequence]] = field(default_factory=dict)
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, task: str) -> Mapping[str, TokenSequence]:
+        """Return what a task sees."""
+        return self.by_task.get(task, {}) if self.by_task else self.shared
 
 
 class MultimodalModel(nn.Module, schema.Configurable):
@@ -95,7 +109,7 @@ class MultimodalModel(nn.Module, schema.Configurable):
         self.config = config
         sizes = {"dim": config.trunk.dim, "num_heads": config.trunk.num_heads}
         self.adapters = nn.ModuleDict({m: c.build(name=m, **sizes) for m, c in config.modalities.items()})
-        self.trunk = Trunk(config.trunk, modalities=tuple(config.modalities))
+        self.trunk = Trunk(config.trunk, modalities=tuple(config.modalities), tasks=tuple(config.heads))
         self.passes = {task: tuple(spec.passes) or self.modalities for task, spec in config.heads.items()}
         self.heads = nn.ModuleDict(
             {
@@ -164,20 +178,32 @@ class MultimodalModel(nn.Module, schema.Configurable):
                 do = close_matches(task, self.heads)
                 raise ConfigError.at("model", f"no head {task!r}", "one that the model was built with", do)
         wanted = dict.fromkeys(p for task in chosen for p in self.passes[task])
-        sequences, aux, stats = self._encode(batch, tuple(wanted), ctx)
-        predictions = {
-            task: {p: self.heads[task](sequences[p], p) for p in self.passes[task] if p in sequences}
-            for task in chosen
-        }
-        return ModelOutput(predictions, aux, stats)
+        encoded = self._encode(batch, tuple(wanted), ctx, {task: self.passes[task] for task in chosen})
+        predictions: dict[str, dict[str, Prediction]] = {}
+        for task in chosen:
+            sequences = encoded.of(task)
+            predictions[task] = {
+                p: self.heads[task](sequences[p], p) for p in self.passes[task] if p in sequences
+            }
+        return ModelOutput(predictions, encoded.aux, encoded.stats)
 
-    def tokens(self, batch: Batch, passes: Sequence[str] | None = None) -> dict[str, TokenSequence]:
-        """Return the trunk's final tokens of each pass (default: every modality by itself)."""
-        return self._encode(batch, tuple(passes or self.modalities), None)[0]
+    def tokens(
+        self, batch: Batch, passes: Sequence[str] | None = None, task: str | None = None
+    ) -> dict[str, TokenSequence]:
+        """Return the trunk's final tokens of each pass (default: every modality by itself), as `task` sees
+        them where the trunk is routed by task (default: the first one).
+        """
+        names = tuple(passes or self.modalities)
+        chosen = task or next(iter(self.heads), None)
+        return dict(self._encode(batch, names, None, {chosen: names} if chosen else {}).of(chosen or ""))
 
     def _encode(
-        self, batch: Batch, passes: tuple[str, ...], ctx: MixerContext | None
-    ) -> tuple[dict[str, TokenSequence], Mapping[str, Tensor], dict[str, Any]]:
+        self,
+        batch: Batch,
+        passes: tuple[str, ...],
+        ctx: MixerContext | None,
+        tasks: Mapping[str, Sequence[str]],
+    ) -> Encoded:
         needed = dict.fromkeys(m for p in passes for m in p.split(JOINT))
         adapters = {m: self.adapter(m) for m in needed}
         embedded = {
@@ -189,10 +215,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
         groups = {p: g for p, g in groups.items() if g}
         ctx = ctx or MixerContext(training=self.training)
         if not groups:
-            return {}, {}, ctx.stats
-        out = self.trunk(list(groups.values()), ctx)
-        joined = {p: g[0] if len(g) == 1 else join(g) for p, g in zip(groups, out.groups, strict=True)}
-        return joined, out.aux, ctx.stats
+            return Encoded(stats=ctx.stats)
+        places = {p: i for i, p in enumerate(groups)}
+        present = {task: [p for p in own if p in places] for task, own in tasks.items()}
+        reads = {task: [places[p] for p in own] for task, own in present.items()}
+        out = self.trunk(list(groups.values()), ctx, tasks=reads)
+        if not out.tasks:
+            return Encoded(_joined(groups, out.groups), {}, out.aux, ctx.stats)
+        views = {task: _joined(present[task], view.groups) for task, view in out.tasks.items()}
+        return Encoded({}, views, out.aux, ctx.stats)
 
     def embed(self, batch: Batch, task: str | None = None) -> dict[str, Prediction]:
         """Return the output vectors of each pass: of the named head, else of the first contrastive one."""
@@ -251,6 +282,10 @@ class MultimodalModel(nn.Module, schema.Configurable):
             for name, part in parts.items()
         }
         return {**counts, "total": sum(counts.values())}
+
+
+def _joined(passes: Iterable[str], groups: Sequence[Sequence[TokenSequence]]) -> dict[str, TokenSequence]:
+    return {p: g[0] if len(g) == 1 else join(g) for p, g in zip(passes, groups, strict=True)}
 
 
 def _owner(config: Any) -> Any:
