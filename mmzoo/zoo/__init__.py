@@ -17,7 +17,7 @@ from mmzoo.errors import CheckpointError, close_matches
 from mmzoo.models.multimodal import MultimodalModel
 
 log = logging.getLogger(__name__)
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parent.parent / "weights"
 
 
 def list_models(pattern: str = "*") -> list[str]:
