@@ -200,7 +200,9 @@ class TokenSequence:
     host, the sample of each row. grids: per row the grid (rows, cols), (frames, joints, persons), … that
     the tokens after the `num_prefix` leading ones (CLS) lie on, row-major, or None. biases: additive
     attention logits (1 or k, h, n, n); none = (), one for all layers, or one a layer. levels: feature maps
-    (k c h w) of the adapter's own backbone, shallowest first, where a decoder reads those.
+    (k c h w) of the adapter's own backbone, shallowest first, where a decoder reads those. content: the
+    tokens behind the prefix before their positional terms, where the adapter needs it to hide tokens. parts:
+    of a joint pass, the sequence of each modality by itself, as it left the trunk.
     """
 
     tokens: Float[Tensor, "k n d"]
@@ -211,6 +213,8 @@ class TokenSequence:
     num_prefix: int = 0
     biases: tuple[Float[Tensor, "_ h n n"], ...] = ()
     levels: tuple[Float[Tensor, "k _ _ _"], ...] = ()
+    content: Float[Tensor, "k _ d"] | None = None
+    parts: tuple[TokenSequence, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -267,8 +271,6 @@ class DenseKind(str, Enum):
     """label (1, H, W) float in 0 … 1, 255 ignored; prediction: one logit"""
     DEPTH = "depth"
     """label (1, H, W) float metres along the optical axis, 0 = not measured; prediction: metres"""
-    DENSE = "dense"
-    """(k, c, height, width) values or class logits of every pixel, at the image's size"""
 
 
 @dataclass(frozen=True)

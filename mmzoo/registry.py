@@ -21,11 +21,14 @@ ROOMS = {
     "tokenizers": "mmzoo.modalities:TOKENIZERS",
     "mixers": "mmzoo.trunk:MIXERS",
     "feed_forwards": "mmzoo.trunk:FEED_FORWARDS",
+    "decoders": "mmzoo.decoders:TABLE",
     "heads": "mmzoo.heads:TABLE",
     "objectives": "mmzoo.objectives:TABLE",
     "metrics": "mmzoo.metrics:TABLE",
     "datamodules": "mmzoo.datamodules:TABLE",
     "learners": "mmzoo.learners:TABLE",
+    "balancers": "mmzoo.learners:BALANCERS",
+    "masks": "mmzoo.layers:MASKS",
 }
 """Where each table is kept: `module:attribute` of a `dict[str, Row]`."""
 

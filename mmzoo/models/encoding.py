@@ -1,0 +1,69 @@
+"""One pass after the trunk, as heads want it: a joined sequence, or feature maps of several depths.
+
+Axis letters: k rows, n tokens, d width, c channels, h w grid.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmzoo.batch import TokenSequence
+from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.trunk.packing import join
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The sequences of a pass, and the same after each tapped number of blocks, ascending.
+
+    Why: tasks that see the same share this object, so that joining and laying on a grid is done once.
+    """
+
+    name: str
+    sequences: Sequence[TokenSequence]
+    taps: Sequence[Sequence[TokenSequence]] = field(default_factory=tuple)
+
+    @functools.cached_property
+    def joined(self) -> TokenSequence:
+        """The sequences of each sample, one behind the other."""
+        return self.sequences[0] if len(self.sequences) == 1 else join(self.sequences)
+
+    @functools.cached_property
+    def picture(self) -> int:
+        """Which of the sequences lies on a grid of rows and columns, the same for all its rows."""
+        grids = [set(s.grids or ()) for s in self.sequences]
+        found = [i for i, own in enumerate(grids) if own and all(len(grid) == 2 for grid in own)]
+        if not found:
+            do = "Give the dense tasks a pass with image tokens."
+            raise ShapeError.at("decoder", f"pass {self.name} without a grid", "rows and columns", do)
+        if len(grids[found[0]]) > 1:
+            found_grids = ", ".join(f"{rows} x {cols}" for rows, cols in sorted(grids[found[0]]))
+            do = "Set preprocess.resize=squash, or batches of one."
+            raise ShapeError.at("decoder", f"images of several sizes ({found_grids})", "one size a batch", do)
+        return found[0]
+
+    @functools.cached_property
+    def levels(self) -> list[Float[Tensor, "k d h w"]]:
+        """The tapped tokens, and the final ones last, laid on the grid."""
+        return [_on_grid(group[self.picture]) for group in (*self.taps, self.sequences)]
+
+    @functools.cached_property
+    def backbone_levels(self) -> list[Float[Tensor, "k _ _ _"]]:
+        """The feature maps that the adapter's own backbone gave along."""
+        found = next((s.levels for s in self.sequences if s.levels), ())
+        if not found:
+            do = "Use modalities.NAME.type=timm with levels, and images of one size a batch."
+            where = "decoder.source=backbone"
+            raise ConfigError.at(where, f"no feature maps of {self.name}", "an adapter that gives some", do)
+        return list(found)
+
+
+def _on_grid(s: TokenSequence) -> Float[Tensor, "k d h w"]:
+    rows, cols = (s.grids or ((0, 0),))[0]
+    body = s.tokens[:, s.num_prefix : s.num_prefix + rows * cols]
+    return body.transpose(1, 2).unflatten(2, (rows, cols))
