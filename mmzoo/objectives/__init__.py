@@ -13,4 +13,15 @@ TABLE = {
         "mmzoo.objectives.classify:CrossEntropy", "softmax cross-entropy with label smoothing"
     ),
     "bce": Row("mmzoo.objectives.classify:BinaryCrossEntropy", "multi-label binary cross-entropy"),
+    "dense_cross_entropy": Row(
+        "mmzoo.objectives.dense:DenseCrossEntropy", "softmax cross-entropy of every pixel's class"
+    ),
+    "balanced_saliency": Row(
+        "mmzoo.objectives.dense:BalancedSaliency", "class-balanced cross-entropy of salient pixels"
+    ),
+    "normals_l1": Row("mmzoo.objectives.dense:NormalsL1", "absolute difference of unit surface normals"),
+    "balanced_edge": Row(
+        "mmzoo.objectives.dense:BalancedEdge", "binary cross-entropy of boundary pixels, weighted"
+    ),
+    "depth_l1": Row("mmzoo.objectives.dense:DepthL1", "absolute error of depth"),
 }

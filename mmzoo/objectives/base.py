@@ -16,15 +16,23 @@ class Objective(schema.Configurable):
     Under several processes it returns this rank's share, with rows of other ranks gathered where the
     mathematics needs them, so that sum over ranks of `total.sum` divided by the sum of `total.count` is the
     whole batch's loss, and the sum over ranks of the gradients of `total.sum` is its gradient times that
-    count. `reads` says which predictions it takes.
+    count. `reads` says which predictions it takes, `depends_on_batch` whether a sample's loss depends on the
+    others of its batch.
     """
 
     reads: ClassVar[PredictionKind]
+    depends_on_batch: ClassVar[bool] = False
 
     def passes(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Name the passes whose predictions it needs, given the model's modalities; empty means whatever the
         task says."""
         del modalities
+        return ()
+
+    def parts(self, passes: tuple[str, ...]) -> tuple[str, ...]:
+        """Name the parts of its loss that can be balanced by themselves, given the passes it will see: those
+        of `LossState.parts` that carry gradients and make up the total. Empty means the total alone."""
+        del passes
         return ()
 
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:

@@ -26,6 +26,10 @@ class Classification(Objective):
         """Keep the options."""
         self.config = config
 
+    def parts(self, passes: tuple[str, ...]) -> tuple[str, ...]:
+        """Name the passes."""
+        return passes
+
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
         """Return this rank's share of the loss."""
         if not target:

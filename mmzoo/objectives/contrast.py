@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from mmzoo.errors import ConfigError
 from mmzoo.layers import distributed
 from mmzoo.layers.contrast_loss import infonce_sums, sigmoid_sums
 from mmzoo.objectives.base import Objective
-from mmzoo.objectives.pairs import Pair, PairRows, check_pairs, gather_pairs, passes_of
+from mmzoo.objectives.pairs import Pair, PairRows, all_pairs, check_pairs, gather_pairs, passes_of
 from mmzoo.state import LossState, Sum
 
 
@@ -46,6 +47,7 @@ class Contrast(Objective):
     """
 
     reads: ClassVar[PredictionKind] = PredictionKind.VECTORS
+    depends_on_batch: ClassVar[bool] = True
     Config = ContrastConfig
 
     def __init__(self, config: Any) -> None:
@@ -55,6 +57,10 @@ class Contrast(Objective):
     def passes(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Return the passes of the configured pairs, else every modality."""
         return passes_of(self.config.pairs, modalities, "pairs")
+
+    def parts(self, passes: tuple[str, ...]) -> tuple[str, ...]:
+        """Name the pairs."""
+        return tuple(f"{a}~{b}" for a, b in (self.config.pairs or all_pairs(passes)))
 
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
         """Return this rank's share of the contrast; labels are not used."""
@@ -74,6 +80,15 @@ class Contrast(Objective):
         raise NotImplementedError
 
 
+class Smoothing(str, Enum):
+    """Which columns share the smoothed part of the target."""
+
+    ALL = "all"
+    """every column, the right one included (torch)"""
+    OTHERS = "others"
+    """every column but the right one (fairseq, ONE-PEACE)"""
+
+
 class InfoNce(Contrast):
     """Symmetric InfoNCE: a row's own column among all columns, and a column's own row among all rows.
 
@@ -87,7 +102,9 @@ class InfoNce(Contrast):
         """Pairs and label smoothing."""
 
         label_smoothing: float = 0.0
-        """share of the target spread evenly over all columns"""
+        """share ε of the target spread evenly over columns"""
+        smooth_over: Smoothing = Smoothing.ALL
+        """all: ε/m on each of m columns; others: ε/(m - 1) on each wrong one and 1 - ε on the right one"""
 
         def __post_init__(self) -> None:
             """Check the range."""
@@ -97,9 +114,13 @@ class InfoNce(Contrast):
     def sums(self, rows: PairRows, predictions: Mapping[str, Prediction]) -> Float[Tensor, " pairs"]:
         """Return this rank's summed InfoNCE of each pair."""
         scale = _scalar(predictions, "scale", rows, "Use head.type=contrastive.")
-        return infonce_sums(
-            rows.a, rows.b, scale, rows.layout, self.config.label_smoothing, self.config.chunk
-        )
+        shares = tuple(self._share(columns) for columns in rows.layout.totals)
+        return infonce_sums(rows.a, rows.b, scale, rows.layout, shares, self.config.chunk)
+
+    def _share(self, columns: int) -> float:
+        """Return the share that, spread over all columns, is the one asked for."""
+        share = self.config.label_smoothing
+        return share if self.config.smooth_over is Smoothing.ALL else share * columns / max(1, columns - 1)
 
 
 class SigLip(Contrast):

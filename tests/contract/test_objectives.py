@@ -51,14 +51,17 @@ def test_gradient_is_that_of_the_sum(name):
     moved = {p: x.values.grad for p, x in found.items() if x.values.grad is not None and x.values.grad.any()}
     assert moved
     generator = torch.Generator().manual_seed(1)
+    width = 1e-3 if objective.reads is PredictionKind.DENSE else 1e-2  # narrow: absolute values have kinks
     for p, grad in moved.items():
         step = torch.randn(grad.shape, generator=generator)
         ends = []
-        for sign in (1e-2, -1e-2):
+        for sign in (width, -width):
             values = found[p].values.detach() + sign * step
             other = {**found, p: Prediction(values, found[p].index, found[p].scale, found[p].offset)}
             ends.append(objective(other, labels, TARGET).total.sum.item())
-        assert (ends[0] - ends[1]) / 2e-2 == pytest.approx((grad * step).sum().item(), rel=2e-2, abs=2e-2)
+        assert (ends[0] - ends[1]) / (2 * width) == pytest.approx(
+            (grad * step).sum().item(), rel=2e-2, abs=2e-2
+        )
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -79,7 +82,7 @@ def test_states_merge(name):
     halves = [objective(*part(found, labels, s), TARGET) for s in (range(7), range(7, 12))]
     merged = halves[0].merge(halves[1])
     torch.testing.assert_close(merged.total.sum, halves[0].total.sum + halves[1].total.sum)
-    if objective.reads is not PredictionKind.VECTORS:  # a contrast depends on what else is in the batch
+    if not objective.depends_on_batch:
         torch.testing.assert_close(merged.mean(), objective(found, labels, TARGET).mean())
 
 
