@@ -1,4 +1,4 @@
-"""Dense losses against formulas written out pixel by pixel, as the released code of the benchmark has them."""
+"""Dense losses against formulas written out pixel by pixel."""
 
 from __future__ import annotations
 
