@@ -5,6 +5,7 @@ Axis letters: k rows, t samples, n frames, c channels of the extractor, d width,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -19,6 +20,7 @@ from mmzoo.batch import ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.init import trunc_normal_
 from mmzoo.layers.positions import RelativeBias1d
+from mmzoo.layers.rows import scatter_rows, take_rows
 from mmzoo.modalities.base import ModalityAdapter
 from mmzoo.modalities.sound import SoundPreprocess, real_steps
 
@@ -36,6 +38,13 @@ class PadFrames(str, Enum):
     REFERENCE = "reference"
 
 
+class HiddenFrames(str, Enum):
+    """What the positional convolution sees of frames that are hidden for denoising."""
+
+    ZERO = "zero"
+    COMPACT = "compact"
+
+
 class WaveformAdapter(ModalityAdapter):
     """A waveform becomes one token every 20 ms (released strides at 16 kHz), after a CLS token.
 
@@ -50,7 +59,7 @@ class WaveformAdapter(ModalityAdapter):
     kind = "audio"
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
+    class Config(ModalityAdapter.Config):
         """Options; the defaults are those of the released 4B model."""
 
         preprocess: SoundPreprocess.Config = field(default_factory=SoundPreprocess.Config)
@@ -77,6 +86,9 @@ class WaveformAdapter(ModalityAdapter):
         # compat(onepeace): `reference` lets the positional convolution see padded frames
         pad_frames: PadFrames = PadFrames.ZERO
         "zero: padding never changes a clip's tokens; reference: as ONE-PEACE's code, where it does."
+        # compat(onepeace): `compact` makes neighbours of frames that are apart in time
+        hidden_frames: HiddenFrames = HiddenFrames.ZERO
+        "zero: hidden frames are zeroed in their place; compact: visible ones move together (ONE-PEACE)."
 
         def __post_init__(self) -> None:
             """Check the convolutions."""
@@ -143,14 +155,56 @@ class WaveformAdapter(ModalityAdapter):
         n = content.shape[1]
         zeroed = self.config.pad_frames is PadFrames.ZERO
         place = self._place(content, real_steps(frames, n, content.device) if zeroed else None)
-        cls = (self.cls_token + self.cls_position).expand(len(x), -1, -1)
-        tokens = torch.cat([cls.to(content.dtype), content + place], dim=1)
-        if self.type_embedding is not None:
-            tokens = tokens + self.type_embedding
         valid = torch.arange(n + 1) <= frames[:, None]
         grids = tuple((int(f),) for f in frames)
         biases = tuple(bias(n + 1) for bias in self.biases)
-        return TokenSequence(tokens, valid, x.index, self.name, grids, 1, biases)
+        tokens = self._tokens(content, place)
+        return TokenSequence(tokens, valid, x.index, self.name, grids, 1, biases, content=content)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Return the distance at which the relative bias ends, CLS and an end mark added as in ONE-PEACE."""
+        return (self.config.max_positions + 2,)
+
+    def hide(self, sequence: TokenSequence, hidden: Bool[Tensor, "k n"]) -> TokenSequence:
+        """Leave hidden frames out of `valid`, and out of what the positional convolution reads.
+
+        The extractor's features are those of `sequence`: they are computed once, however often frames are
+        hidden.
+        """
+        content, valid = sequence.content, sequence.valid & ~hidden
+        if content is None:
+            do = "Hide frames of what the adapter itself returned."
+            raise ShapeError.at(self.name, "a sequence without content", "the adapter's output", do)
+        if self.config.hidden_frames is HiddenFrames.COMPACT:
+            place = self._place_compact(content, valid[:, 1:])
+        else:
+            place = self._place(content, valid[:, 1:].to(content.device, non_blocking=True))
+        return dataclasses.replace(sequence, tokens=self._tokens(content, place), valid=valid)
+
+    def _tokens(
+        self, content: Float[Tensor, "k n d"], place: Float[Tensor, "k n d"]
+    ) -> Float[Tensor, "k m d"]:
+        cls = (self.cls_token + self.cls_position).expand(len(content), -1, -1)
+        tokens = torch.cat([cls.to(content.dtype), content + place], dim=1)
+        return tokens if self.type_embedding is None else tokens + self.type_embedding
+
+    def _place_compact(
+        self, content: Float[Tensor, "k n d"], visible: Bool[Tensor, "k n"]
+    ) -> Float[Tensor, "k n d"]:
+        k, n, width = content.shape
+        counts = visible.sum(1)
+        slots = torch.arange(int(counts.max())) < counts[:, None]
+        frames = torch.argsort((~visible).to(torch.uint8), dim=1, stable=True)[:, : slots.shape[1]]
+        places = (torch.arange(k)[:, None] * n + frames)[slots].to(content.device, non_blocking=True)
+        # compat(onepeace): slots beyond a row's visible frames read the frame of the last slot's number
+        frames = frames.masked_fill(~slots, slots.shape[1] - 1).to(content.device, non_blocking=True)
+        taken = content.gather(1, frames[..., None].expand(-1, -1, width))
+        kept = slots.flatten().nonzero()[:, 0].to(content.device, non_blocking=True)
+        zeroed = self.config.pad_frames is PadFrames.ZERO
+        moved = self._place(taken, slots.to(content.device, non_blocking=True) if zeroed else None)
+        flat = take_rows(moved.flatten(0, 1), kept)
+        return scatter_rows(flat, places, k * n).view(k, n, width)
 
     def _place(
         self, content: Float[Tensor, "k n d"], real: Bool[Tensor, "k n"] | None

@@ -3,14 +3,19 @@ weights."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.batch import DataInfo, Item, ModalityInput, TokenSequence
+from mmzoo.layers.masking import Maskable, dense
 
 
 class Preprocess(schema.Configurable):
@@ -48,12 +53,20 @@ class Preprocess(schema.Configurable):
 class ModalityAdapter(nn.Module, schema.Configurable):
     """From the rows of one modality to a TokenSequence of the trunk's width.
 
-    Subclasses nest `Config` with a field `preprocess: <its Preprocess>.Config`, set `kind` (which raw form
+    Subclasses nest `Config(ModalityAdapter.Config)` with a field `preprocess: <its Preprocess>.Config`, set `kind` (which raw form
     they read) and give `fake_input`. They emit padded tokens with a host mask; padding must never change a
     real token.
     """
 
     kind: ClassVar[str]
+
+    @dataclass(kw_only=True)
+    class Config(schema.Config):
+        """What every adapter's options have."""
+
+        ffn: str = "new"
+        """where a trunk with a feed-forward for each modality gets this one's when training starts: new, or
+        copy(MODALITY) for another's, as trained by `init_from`"""
 
     def __init__(self, config: Any, *, name: str, dim: int, num_heads: int) -> None:
         """Keep what every adapter needs: its options, its name in the model, the trunk's width and heads
@@ -64,6 +77,34 @@ class ModalityAdapter(nn.Module, schema.Configurable):
     def forward(self, x: ModalityInput) -> TokenSequence:
         """Embed the rows."""
         raise NotImplementedError
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Return how many positions its tokens have: (sequence,), CLS counted, or the sides of a grid.
+
+        A denoising decoder makes position tables of that size; longer sequences stretch them.
+        """
+        return (1024,)
+
+    def maskable(self, x: ModalityInput, sequence: TokenSequence) -> Maskable:
+        """Say (on the host) which tokens of `sequence`, made from `x`, may be hidden, and which together."""
+        del x
+        eligible = sequence.valid.clone()
+        eligible[:, : sequence.num_prefix] = False
+        words = torch.where(eligible, eligible.cumsum(1) - 1, -1)
+        if sequence.grids is None:
+            return Maskable(words, words)
+        inner = torch.tensor([math.prod(grid[1:]) for grid in sequence.grids])[:, None]
+        place = torch.arange(eligible.shape[1]) - sequence.num_prefix
+        return Maskable(words, dense(torch.where(eligible, place // inner.clamp(min=1), -1)))
+
+    def hide(self, sequence: TokenSequence, hidden: Bool[Tensor, "k n"]) -> TokenSequence:
+        """Return the sequence as if its hidden tokens had never been there; they leave `valid`.
+
+        Positions and relative biases keep their places. Override it where a token's positional term depends
+        on its neighbours, or hidden content would leak.
+        """
+        return dataclasses.replace(sequence, valid=sequence.valid & ~hidden)
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:

@@ -46,7 +46,7 @@ class ImageAdapter(ModalityAdapter):
     kind = "image"
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
+    class Config(ModalityAdapter.Config):
         """Options; the defaults are those of the released 4B model."""
 
         preprocess: ImagePreprocess.Config = field(default_factory=ImagePreprocess.Config)
@@ -127,6 +127,11 @@ class ImageAdapter(ModalityAdapter):
                 raise ShapeError.at(
                     self.name, found, expected, "Resize it in preprocess, or change patch_size."
                 )
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Return the sides of the position table."""
+        return (self.positions.size, self.positions.size)
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:

@@ -13,6 +13,7 @@ from mmzoo import schema
 from mmzoo.batch import Item, ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, DataError, ShapeError
 from mmzoo.layers.init import trunc_normal_
+from mmzoo.layers.masking import Maskable, tokens_of
 from mmzoo.layers.positions import RelativeBias1d
 from mmzoo.modalities.base import ModalityAdapter, Preprocess
 from mmzoo.modalities.tokenizers import Tokenizer
@@ -89,7 +90,7 @@ class TextAdapter(ModalityAdapter):
     kind = "text"
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
+    class Config(ModalityAdapter.Config):
         """Options; the defaults are those of the released 4B model, but for the tokenizer."""
 
         preprocess: TextPreprocess.Config = field(default_factory=TextPreprocess.Config)
@@ -131,7 +132,7 @@ class TextAdapter(ModalityAdapter):
         if vocab_size < tokenizer.vocab_size:
             found = f"{vocab_size} for a tokenizer of {tokenizer.vocab_size} entries"
             raise ConfigError.at(f"{name}.vocab_size", found, "no fewer", "Raise it or leave it open (null).")
-        self.pad_id = tokenizer.pad_id
+        self.tokenizer, self.pad_id = tokenizer, tokenizer.pad_id
         self.embedding = nn.Embedding(vocab_size, config.embedding_dim or dim)
         trunc_normal_(self.embedding.weight)
         self.widen = nn.Linear(config.embedding_dim, dim, bias=False) if config.embedding_dim else None
@@ -164,6 +165,20 @@ class TextAdapter(ModalityAdapter):
         biases = tuple(bias(longest + 1) for bias in self.biases)
         grids = tuple((length,) for length in lengths.tolist())
         return TokenSequence(tokens, valid, x.index, self.name, grids, 1, biases)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Return the length of the position table."""
+        return (self.config.max_positions,)
+
+    def maskable(self, x: ModalityInput, sequence: TokenSequence) -> Maskable:
+        """Tell words apart; marks are never hidden."""
+        words = torch.full(sequence.valid.shape, -1)
+        ids = x.values.cpu()
+        for row, length in enumerate(x.sizes[:, 0].tolist()):
+            numbers = self.tokenizer.words(ids[row, :length].tolist())
+            words[row, 1 : 1 + length] = torch.tensor(numbers, dtype=torch.int64)
+        return Maskable(words, tokens_of(words))
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:

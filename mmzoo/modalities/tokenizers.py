@@ -17,6 +17,9 @@ from mmzoo import schema
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.bpe import Merges, byte_symbols, split_gpt2
 
+BLANK = byte_symbols()[ord(" ")]
+"""GPT-2's printable stand-in for the blank that begins a word."""
+
 
 class Tokenizer(schema.Configurable):
     """Subclasses give `ids` and `text`, the marks around a text, `pad_id` and `vocab_size`.
@@ -58,6 +61,31 @@ class Tokenizer(schema.Configurable):
         marks = {self.pad_id, *self.prefix, *self.suffix}
         return self.text([i for i in ids if i not in marks])
 
+    def words(self, ids: Sequence[int]) -> list[int]:
+        """Return the number, from 0, of the word that each id belongs to; -1 for marks."""
+        marks = {*self.prefix, *self.suffix}
+        numbers: list[int] = []
+        word, fresh = -1, True
+        for i in ids:
+            if i in marks:
+                numbers.append(-1)
+                fresh = True
+                continue
+            word += fresh or self.begins_word(i)
+            fresh = self.ends_word(i)
+            numbers.append(word)
+        return numbers
+
+    def begins_word(self, token: int) -> bool:
+        """Say whether a token can only begin a word."""
+        del token
+        return False
+
+    def ends_word(self, token: int) -> bool:
+        """Say whether a token can only end one; unless said otherwise every token is a word of its own."""
+        del token
+        return True
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave tables behind when copied to another process; they are read again there."""
         return {"config": self.config}
@@ -80,6 +108,15 @@ class Bytes(Tokenizer):
     def ids(self, text: str) -> list[int]:
         """Return one id a byte."""
         return [3 + byte for byte in text.encode("utf-8", errors="replace")]
+
+    def begins_word(self, token: int) -> bool:
+        """Say whether it is white space: a word brings the blank before it."""
+        return token - 3 in b" \t\n\r\f\v"
+
+    def ends_word(self, token: int) -> bool:
+        """Say no: only the blank of the next word tells."""
+        del token
+        return False
 
     def text(self, ids: list[int]) -> str:
         """Join the bytes; an incomplete character becomes U+FFFD."""
@@ -113,6 +150,10 @@ class ClipBpe(Tokenizer):
     def ids(self, text: str) -> list[int]:
         """Return open_clip's ids (text repaired, unescaped, lower-cased)."""
         return self._tokenizer.encode(text)
+
+    def ends_word(self, token: int) -> bool:
+        """Say whether the piece carries the mark of a word's end."""
+        return self._tokenizer.decoder[token].endswith("</w>")
 
     def text(self, ids: list[int]) -> str:
         """Return open_clip's text, each word followed by a blank, the last one stripped."""
@@ -171,6 +212,15 @@ class Gpt2Bpe(Tokenizer):
         text = f" {text.lower() if self.config.lower_case else text}"
         pieces = (piece for word in split_gpt2(text) for piece in tables.merges.split(word))
         return [tables.id_of_piece.get(piece, self.unknown_id) for piece in pieces][: self.config.max_ids]
+
+    def begins_word(self, token: int) -> bool:
+        """Say whether the piece brings the blank before a word."""
+        return self._tables.piece_of_id.get(token, "").startswith(BLANK)
+
+    def ends_word(self, token: int) -> bool:
+        """Say no: only the blank of the next word tells."""
+        del token
+        return False
 
     def text(self, ids: list[int]) -> str:
         """Return the text without its leading blank."""
