@@ -8,13 +8,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.batch import DataInfo, Prediction, PredictionKind, TokenSequence
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.heads.base import Head
-from mmzoo.heads.pooling import Pooling, build_pool
+from mmzoo.heads.pooling import Pooling, build_pool, check_part, part_of
 
 
 @dataclass(kw_only=True)
@@ -27,6 +28,8 @@ class ClassifierConfig(schema.Config):
     """how tokens become one vector: cls, mean or attention"""
     pool_heads: int = 4
     """heads of attention pooling"""
+    part: str = ""
+    """modality whose tokens are pooled in a joint pass; empty: those of all"""
     dropout_prob: float = 0.0
     """probability of zeroing a feature before the last layer, in training"""
 
@@ -57,6 +60,7 @@ class Classifier(Head):
         if config.num_classes < 1:
             do = "Set it, or give the task a target that the data set has labels for."
             raise ConfigError.at("head.num_classes", "0", "a number of classes", do)
+        check_part(config.part, passes)
         self.pool = build_pool(config.pooling, dim, config.pool_heads)
         self.layers = self.build_layers()
 
@@ -67,7 +71,13 @@ class Classifier(Head):
     def forward(self, sequence: TokenSequence, pass_name: str) -> Prediction:
         """Return the logits of the rows of one pass."""
         del pass_name
-        return Prediction(self.layers(self.pool(sequence)).float(), sequence.index)
+        pooled, index = self.features(sequence)
+        return Prediction(self.layers(pooled).float(), index)
+
+    def features(self, sequence: TokenSequence) -> tuple[Float[Tensor, "k d"], Int[Tensor, " k"]]:
+        """Return what the layers read, and the sample of each row."""
+        chosen = part_of(sequence, self.config.part)
+        return self.pool(chosen), chosen.index
 
     @classmethod
     def resolve(cls, config: Any, info: DataInfo, target: str) -> Any:
@@ -92,25 +102,42 @@ class Classifier(Head):
 
 
 class LinearHead(Classifier):
-    """Pooled features -> dropout -> linear."""
+    """Pooled features -> layer norm (if asked for) -> dropout -> linear.
+
+    Ref: with `norm` and mean pooling, the classifier of ONE-PEACE's vision branch.
+    """
 
     @dataclass(kw_only=True)
     class Config(ClassifierConfig):
         """Sizes."""
 
+        norm: bool = False
+        """layer norm on the pooled features"""
+
     def build_layers(self) -> nn.Module:
         """Return the linear layer."""
+        self.norm = nn.LayerNorm(self.dim) if self.config.norm else None
         last = nn.Linear(self.dim, self.config.num_classes)
         nn.init.trunc_normal_(last.weight, std=0.02)
         nn.init.zeros_(last.bias)
         return nn.Sequential(nn.Dropout(self.config.dropout_prob), last)
 
+    def features(self, sequence: TokenSequence) -> tuple[Float[Tensor, "k d"], Int[Tensor, " k"]]:
+        """Return the pooled features, normalised if asked for."""
+        pooled, index = super().features(sequence)
+        return pooled if self.norm is None else self.norm(pooled), index
+
 
 class MlpHead(Classifier):
-    """Pooled features -> linear to ratio · d -> LayerNorm -> GELU -> dropout -> linear.
+    """Pooled features -> linear and tanh (`pooler`) -> linear to ratio · d -> LayerNorm -> GELU -> dropout ->
+    linear.
 
-    Ref: ONE-PEACE's classification head (ratio 2 in its released checkpoints).
+    Ref: ONE-PEACE's classification head (attention pooling and ratio 2 in its released checkpoints, a pooler
+    for VQA), here with any pooling.
     """
+
+    views: ClassVar[int] = 1
+    """How many pooled vectors the layers read side by side."""
 
     @dataclass(kw_only=True)
     class Config(ClassifierConfig):
@@ -118,6 +145,8 @@ class MlpHead(Classifier):
 
         ratio: float = 2.0
         """width of the hidden layer over the trunk's"""
+        pooler: bool = False
+        """linear layer and tanh between the pool and the layers"""
 
         def __post_init__(self) -> None:
             """Check the ratio too."""
@@ -128,13 +157,29 @@ class MlpHead(Classifier):
     def build_layers(self) -> nn.Module:
         """Return the two layers."""
         hidden = max(1, round(self.config.ratio * self.dim))
+        self.pooler = nn.Linear(self.dim, self.dim) if self.config.pooler else None
         return nn.Sequential(
-            nn.Linear(self.dim, hidden),
+            nn.Linear(self.views * self.dim, hidden),
             nn.LayerNorm(hidden),
             nn.GELU(),
             nn.Dropout(self.config.dropout_prob),
             nn.Linear(hidden, self.config.num_classes),
         )
+
+    def features(self, sequence: TokenSequence) -> tuple[Float[Tensor, "k d"], Int[Tensor, " k"]]:
+        """Return the pooled features, through the pooler if asked for."""
+        pooled, index = super().features(sequence)
+        return pooled if self.pooler is None else self.pooler(pooled).tanh(), index
+
+
+class MultiLabelMlpHead(MlpHead):
+    """The same layers; each logit is a yes-no question of its own. Ref: ONE-PEACE's VQA and FSD50K heads."""
+
+    @dataclass(kw_only=True)
+    class Config(MlpHead.Config):
+        """Sizes."""
+
+    gives: ClassVar[PredictionKind] = PredictionKind.LABELS
 
 
 class MultiLabelHead(Classifier):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import Enum
 
 import torch
@@ -88,6 +89,30 @@ class AttentionPool(nn.Module):
         weights = logits.masked_fill(~body, lowest).softmax(dim=1).to(values.dtype)
         pooled = (weights[..., None] * values).sum(dim=1).flatten(1)
         return self.norm(self.out(pooled))
+
+
+def check_part(part: str, passes: tuple[str, ...]) -> None:
+    """Raise ConfigError where `part` names a modality that some pass does not have."""
+    for name in passes if part else ():
+        if part not in name.split("+"):
+            found = f"{part!r} for the pass {name!r}"
+            raise ConfigError.at(
+                "head.part", found, "a modality of every pass", "Empty it, or change the passes."
+            )
+
+
+def part_of(sequence: TokenSequence, part: str) -> TokenSequence:
+    """Return what a sequence holds of one modality, no rows where it holds none; all of it where `part` is
+    empty.
+    """
+    if part in ("", sequence.modality):
+        return sequence
+    for own in sequence.parts:
+        if own.modality == part:
+            return own
+    return dataclasses.replace(
+        sequence, tokens=sequence.tokens[:0], valid=sequence.valid[:0], index=sequence.index[:0], parts=()
+    )
 
 
 def body_mask(sequence: TokenSequence) -> Bool[Tensor, "k n"]:

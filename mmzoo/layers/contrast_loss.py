@@ -94,10 +94,11 @@ def infonce_sums(
     b: Float[Tensor, "n e"],
     scale: Float[Tensor, ""],
     layout: PairLayout,
-    smoothing: float,
+    smoothing: float | tuple[float, ...],
     chunk: int,
 ) -> Float[Tensor, " pairs"]:
-    """Return this rank's share of each pair's symmetric InfoNCE, summed over its rows.
+    """Return this rank's share of each pair's symmetric InfoNCE, summed over its rows; `smoothing` one for
+    all pairs or one each.
 
     Math: ½ Σ_i (row_i + column_i) - (1 - ε) Σ_i S_ii - ε/m Σ_ij S_ij: the mean of both directions'
     cross-entropy with label smoothing ε; the double sum is scale · (Σ_i a_i) · (Σ_j b_j), no matrix needed.
@@ -110,10 +111,14 @@ def infonce_sums(
         of_columns = layout.combine([column for _, column in parts])
         norms = [(row, column) for (row, _), column in zip(parts, of_columns, strict=True)]
         work = list(zip(rows, columns, norms, layout.firsts, strict=True))
-        total = torch.stack([_infonce_sum(*w, scale, smoothing) for w in work])
+        shares = smoothing if isinstance(smoothing, tuple) else (smoothing,) * len(work)
+        total = torch.stack([_infonce_sum(*w, scale, e) for w, e in zip(work, shares, strict=True)])
         if not wanted:
             return total
-        grads = [infonce_gradient(r, c, scale, n, smoothing, f, chunk) for r, c, n, f in work]
+        grads = [
+            infonce_gradient(r, c, scale, n, e, f, chunk)
+            for (r, c, n, f), e in zip(work, shares, strict=True)
+        ]
         found = _Gradients.of(grads, layout)
     return _attach(total, (a, b, scale, torch.zeros_like(scale)), found, layout)
 

@@ -135,7 +135,7 @@ def join(sequences: Sequence[TokenSequence]) -> TokenSequence:
 
     Rows are aligned by sample index and right-padded, so the first token of a row is the first of the
     first modality that the sample has. `num_prefix` stays where all sequences agree on it; grids and
-    biases have no meaning here.
+    biases have no meaning here. `parts` keeps the sequences.
     """
     samples = sorted({int(i) for s in sequences for i in s.index})
     place = {sample: row for row, sample in enumerate(samples)}
@@ -160,6 +160,7 @@ def join(sequences: Sequence[TokenSequence]) -> TokenSequence:
         index=torch.tensor(samples, dtype=torch.int64),
         modality="+".join(s.modality for s in sequences),
         num_prefix=prefixes.pop() if len(prefixes) == 1 else 0,
+        parts=tuple(sequences),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmzoo.batch import Batch, Prediction
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.contrast_loss import PairLayout, infonce_sums, sigmoid_sums
-from mmzoo.objectives.contrast import InfoNce, SigLip
+from mmzoo.objectives.contrast import InfoNce, SigLip, Smoothing
 from mmzoo.state import LossState
 
 BATCH = Batch(tuple("abcdefghij"))
@@ -48,6 +48,28 @@ def test_infonce_is_cross_entropy_both_ways(generator, chunk, smoothing, scale):
     found = torch.autograd.grad(sums @ worth, [a, b, c, d, s])
     true = torch.autograd.grad(expected @ worth, [a, b, c, d, s])
     torch.testing.assert_close(found, true, rtol=1e-9, atol=1e-11)
+
+
+def test_smoothing_may_leave_the_right_column_out(generator):
+    """Against fairseq's form: (1 - e - e') NLL + e' sum_j -log p_j, e' = e / (m - 1), pairs of unlike size."""
+    a, b, c, d = leaves(generator, 6, 6, 3, 3, dtype=torch.float32)
+    predictions = {
+        name: Prediction(x, torch.arange(len(x)), torch.tensor(5.0))
+        for name, x in (("a", a), ("b", b), ("c", c), ("d", d))
+    }
+    options = InfoNce.Config(
+        pairs=[("a", "b"), ("c", "d")], label_smoothing=0.1, smooth_over=Smoothing.OTHERS
+    )
+    found = options.build()(predictions, BATCH, "").total.sum
+
+    def slow(logits: Tensor) -> Tensor:
+        negative = -logits.log_softmax(1)
+        share = 0.1 / (len(logits) - 1)
+        return ((1 - 0.1 - share) * negative.diagonal() + share * negative.sum(1)).sum()
+
+    expected = sum((slow(5 * x @ y.T) + slow(5 * y @ x.T)) / 2 for x, y in ((a, b), (c, d)))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, [a, d]), torch.autograd.grad(expected, [a, d]))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
