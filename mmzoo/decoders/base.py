@@ -29,7 +29,7 @@ class Source(str, Enum):
     TRUNK = "trunk"
     """the trunk's tokens after some of its blocks, laid back on the grid"""
     BACKBONE = "backbone"
-    """the adapter's own backbone (timm with `levels`); the trunk is left out"""
+    """the adapter's own backbone (timm with `levels`); the trunk's answer is not read, so depth 0 will do"""
 
 
 @dataclass(frozen=True)

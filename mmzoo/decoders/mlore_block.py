@@ -62,7 +62,7 @@ class MloreConfig(DecoderConfig):
         faults = [
             (self.width % 4 != 0, "width", str(self.width), "a multiple of 4", "Routers work on a quarter."),
             (min(self.ranks, default=0) < 1, "ranks", str(self.ranks), "positive ranks", "Give some."),
-            (not 1 <= self.top_k <= len(self.ranks), "top_k", str(self.top_k), "1 to all experts", "Lower it."),
+            (not 1 <= self.top_k <= len(self.ranks), "top_k", str(self.top_k), "1 to all", "Lower it."),
             (self.task_rank < 1, "task_rank", str(self.task_rank), "a positive rank", "Raise it."),
             (min(self.pool_grid) < 1, "pool_grid", str(self.pool_grid), "two positive sides", "Raise them."),
             (not self.balance_weight >= 0, "balance_weight", str(self.balance_weight), "0 or more", "Use 0."),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,14 +19,16 @@ from mmzoo.trunk.packing import join
 
 @dataclass(frozen=True)
 class Encoding:
-    """The sequences of a pass, and the same after each tapped number of blocks, ascending.
+    """The sequences of a pass, the same after each tapped number of blocks, ascending, and the feature maps
+    (k c h w) that the adapter's own backbone gave along.
 
     Why: tasks that see the same share this object, so that joining and laying on a grid is done once.
     """
 
     name: str
     sequences: Sequence[TokenSequence]
-    taps: Sequence[Sequence[TokenSequence]] = field(default_factory=tuple)
+    taps: Sequence[Sequence[TokenSequence]] = ()
+    backbone: Sequence[Tensor] = ()
 
     @functools.cached_property
     def joined(self) -> TokenSequence:
@@ -52,15 +54,14 @@ class Encoding:
         """The tapped tokens, and the final ones last, laid on the grid."""
         return [_on_grid(group[self.picture]) for group in (*self.taps, self.sequences)]
 
-    @functools.cached_property
-    def backbone_levels(self) -> list[Float[Tensor, "k _ _ _"]]:
-        """The feature maps that the adapter's own backbone gave along."""
-        found = next((s.levels for s in self.sequences if s.levels), ())
-        if not found:
+    @property
+    def backbone_levels(self) -> Sequence[Tensor]:
+        """The backbone's feature maps; raises where there are none."""
+        if not self.backbone:
             do = "Use modalities.NAME.type=timm with levels, and images of one size a batch."
             where = "decoder.source=backbone"
             raise ConfigError.at(where, f"no feature maps of {self.name}", "an adapter that gives some", do)
-        return list(found)
+        return self.backbone
 
 
 def _on_grid(s: TokenSequence) -> Float[Tensor, "k d h w"]:

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from mmzoo import schema
 from mmzoo.batch import Batch, DataInfo, ModalityInput, ModelOutput, Prediction, TokenSequence
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.heads.base import Head
 from mmzoo.modalities.base import ModalityAdapter, Preprocess
+from mmzoo.models.dense import Maps, build_decoder, decode, is_dense
 from mmzoo.trunk.base import MixerContext
-from mmzoo.trunk.packing import join
-from mmzoo.trunk.trunk import Trunk
+from mmzoo.trunk.trunk import Trunk, TrunkOutput
+from torch import Tensor, nn
+
+from mmzoo import schema
+from mmzoo.models.encoding import Encoding
 
 JOINT = "+"
 """Joins the modalities of a joint pass: `image+text`."""
@@ -43,14 +44,14 @@ class HeadSpec(schema.Config):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The trunk's final tokens by pass; where tasks part in the trunk, by task and pass."""
+    """What the trunk gives by pass; where tasks part in the trunk, by task and pass."""
 
-    shared: Mapping[str, TokenSequence] = field(default_factory=dict)
-    by_task: Mapping[str, Mapping[str, TokenSequence]] = field(default_factory=dict)
+    shared: Mapping[str, Encoding] = field(default_factory=dict)
+    by_task: Mapping[str, Mapping[str, Encoding]] = field(default_factory=dict)
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
 
-    def of(self, task: str) -> Mapping[str, TokenSequence]:
+    def of(self, task: str) -> Mapping[str, Encoding]:
         """Return what a task sees."""
         return self.by_task.get(task, {}) if self.by_task else self.shared
 
@@ -70,6 +71,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
         """input name -> adapter"""
         trunk: Trunk.Config = field(default_factory=Trunk.Config)
         """the shared self-attention trunk"""
+        decoder: Any = schema.maybe("decoders")
+        """from feature maps of several depths to one for each dense task; null: no dense task"""
         heads: dict[str, HeadSpec] = field(default_factory=dict)
         """task name -> head; a recipe's tasks add theirs"""
 
@@ -111,9 +114,13 @@ class MultimodalModel(nn.Module, schema.Configurable):
         self.adapters = nn.ModuleDict({m: c.build(name=m, **sizes) for m, c in config.modalities.items()})
         self.trunk = Trunk(config.trunk, modalities=tuple(config.modalities), tasks=tuple(config.heads))
         self.passes = {task: tuple(spec.passes) or self.modalities for task, spec in config.heads.items()}
+        self.dense = tuple(task for task, spec in config.heads.items() if is_dense(spec.head))
+        self.decoder = build_decoder(
+            config.decoder, {task: self.passes[task] for task in self.dense}, self.adapters, config.trunk
+        )
         self.heads = nn.ModuleDict(
             {
-                task: spec.head.build(dim=config.trunk.dim, passes=self.passes[task])
+                task: spec.head.build(dim=self._width_for(task), passes=self.passes[task])
                 for task, spec in config.heads.items()
             }
         )
@@ -179,13 +186,33 @@ class MultimodalModel(nn.Module, schema.Configurable):
                 raise ConfigError.at("model", f"no head {task!r}", "one that the model was built with", do)
         wanted = dict.fromkeys(p for task in chosen for p in self.passes[task])
         encoded = self._encode(batch, tuple(wanted), ctx, {task: self.passes[task] for task in chosen})
+        dense = {task: encoded.of(task) for task in chosen if task in self.dense}
+        decoded = self._decode(batch, dense, ctx)
         predictions: dict[str, dict[str, Prediction]] = {}
         for task in chosen:
-            sequences = encoded.of(task)
-            predictions[task] = {
-                p: self.heads[task](sequences[p], p) for p in self.passes[task] if p in sequences
-            }
-        return ModelOutput(predictions, encoded.aux, encoded.stats)
+            seen = decoded.maps[task] if task in dense else {p: e.joined for p, e in encoded.of(task).items()}
+            predictions[task] = {p: self.heads[task](seen[p], p) for p in self.passes[task] if p in seen}
+        stats = {**encoded.stats, **decoded.stats}
+        return ModelOutput(predictions, {**encoded.aux, **decoded.aux}, stats)
+
+    def _decode(
+        self, batch: Batch, dense: Mapping[str, Mapping[str, Encoding]], ctx: MixerContext | None
+    ) -> Maps:
+        if self.decoder is None or not dense:
+            return Maps({}, {}, {})
+        seen = {task: {p: own[p] for p in self.passes[task] if p in own} for task, own in dense.items()}
+        sizes = {
+            m: (x.values.shape[-2], x.values.shape[-1]) for m, x in batch.inputs.items() if x.values.ndim > 2
+        }
+        return decode(self.decoder, seen, sizes, ctx.generator if ctx else None)
+
+    def _width_for(self, task: str) -> int:
+        return (
+            self.decoder.width if self.decoder is not None and task in self.dense else self.config.trunk.dim
+        )
+
+    def _taps(self) -> tuple[int, ...]:
+        return () if self.decoder is None else self.decoder.config.taps_of(self.config.trunk.depth)
 
     def tokens(
         self, batch: Batch, passes: Sequence[str] | None = None, task: str | None = None
@@ -195,7 +222,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
         """
         names = tuple(passes or self.modalities)
         chosen = task or next(iter(self.heads), None)
-        return dict(self._encode(batch, names, None, {chosen: names} if chosen else {}).of(chosen or ""))
+        encoded = self._encode(batch, names, None, {chosen: names} if chosen else {})
+        return {p: e.joined for p, e in encoded.of(chosen or "").items()}
 
     def _encode(
         self,
@@ -219,10 +247,11 @@ class MultimodalModel(nn.Module, schema.Configurable):
         places = {p: i for i, p in enumerate(groups)}
         present = {task: [p for p in own if p in places] for task, own in tasks.items()}
         reads = {task: [places[p] for p in own] for task, own in present.items()}
-        out = self.trunk(list(groups.values()), ctx, tasks=reads)
+        taps = self._taps() if any(task in self.dense for task in tasks) else ()
+        out = self.trunk(list(groups.values()), ctx, taps=taps, tasks=reads)
         if not out.tasks:
-            return Encoded(_joined(groups, out.groups), {}, out.aux, ctx.stats)
-        views = {task: _joined(present[task], view.groups) for task, view in out.tasks.items()}
+            return Encoded(_encodings(groups, out, groups), {}, out.aux, ctx.stats)
+        views = {task: _encodings(present[task], view, groups) for task, view in out.tasks.items()}
         return Encoded({}, views, out.aux, ctx.stats)
 
     def embed(self, batch: Batch, task: str | None = None) -> dict[str, Prediction]:
@@ -276,6 +305,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
         """Count parameters by part: `modalities.x`, `trunk`, `heads.y`, `total`."""
         parts: dict[str, nn.Module] = {f"modalities.{m}": a for m, a in self.adapters.items()}
         parts["trunk"] = self.trunk
+        if self.decoder is not None:
+            parts["decoder"] = self.decoder
         parts |= {f"heads.{t}": h for t, h in self.heads.items()}
         counts = {
             name: sum(p.numel() for p in part.parameters() if p.requires_grad or not trainable_only)
@@ -284,8 +315,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
         return {**counts, "total": sum(counts.values())}
 
 
-def _joined(passes: Iterable[str], groups: Sequence[Sequence[TokenSequence]]) -> dict[str, TokenSequence]:
-    return {p: g[0] if len(g) == 1 else join(g) for p, g in zip(passes, groups, strict=True)}
+def _encodings(
+    passes: Iterable[str], out: TrunkOutput, given: Mapping[str, Sequence[TokenSequence]]
+) -> dict[str, Encoding]:
+    """Put together, for each pass, its final sequences, those of each tap, and the maps that came along."""
+    found: dict[str, Encoding] = {}
+    for i, p in enumerate(passes):
+        maps = next((s.levels for s in given[p] if s.levels), ())
+        found[p] = Encoding(p, out.groups[i], [groups[i] for groups in out.taps.values()], maps)
+    return found
 
 
 def _owner(config: Any) -> Any:
