@@ -101,27 +101,27 @@ class TableModule(nn.Module):
 
 
 class GridPositions(TableModule):
-    """Learned absolute positions of a CLS token and a `size` x `size` grid, resized to the grid asked for.
+    """Learned absolute positions of a CLS token and a `size` x `cols` grid, resized to the grid asked for.
 
     Why: one table serves every image size, rectangular ones included; at its own size it is read as it is.
-    Shape: table (1 + size * size, d), row 0 for CLS, then the grid row-major; forward gives (1 + rows * cols,
+    Shape: table (1 + size * cols, d), row 0 for CLS, then the grid row-major; forward gives (1 + rows * cols,
     d).
     Math: see `resize_grid`.
     Ref: ONE-PEACE's image adapter, which resizes in every forward; here once a size, outside training.
     """
 
-    def __init__(self, size: int, dim: int) -> None:
-        """Draw the table from a normal of 0.02 cut at one standard deviation."""
+    def __init__(self, size: int, dim: int, cols: int | None = None) -> None:
+        """Draw the table from a normal of 0.02 cut at one standard deviation; without `cols` it is square."""
         super().__init__()
-        self.size = size
-        self.table = nn.Parameter(torch.empty(1 + size * size, dim))
+        self.size, self.cols = size, cols or size
+        self.table = nn.Parameter(torch.empty(1 + size * self.cols, dim))
         nn.init.trunc_normal_(self.table, std=0.02, a=-0.02, b=0.02)
 
     def forward(self, rows: int, cols: int) -> Float[Tensor, "n d"]:
         """Return the positions of CLS and of a `rows` x `cols` grid."""
-        if (rows, cols) == (self.size, self.size):
+        if (rows, cols) == (self.size, self.cols):
             return self.table
-        return self.remembered((rows, cols), lambda: resize_grid(self.table, rows, cols))
+        return self.remembered((rows, cols), lambda: resize_grid(self.table, rows, cols, self.size))
 
 
 class RelativeBias1d(TableModule):
@@ -206,13 +206,16 @@ def token_buckets(num_buckets: int, max_positions: int) -> Int[Tensor, " m"]:
     )
 
 
-def resize_grid(table: Float[Tensor, "m d"], rows: int, cols: int) -> Float[Tensor, "n d"]:
-    """Resize the grid of an absolute table (row 0 is CLS and stays) from its square to `rows` x `cols`.
+def resize_grid(
+    table: Float[Tensor, "m d"], rows: int, cols: int, own_rows: int | None = None
+) -> Float[Tensor, "n d"]:
+    """Resize the grid of an absolute table (row 0 is CLS and stays) to `rows` x `cols`, from a square or from
+    `own_rows` rows.
 
     Math: bicubic interpolation (a = -0.75, half-pixel centres, no antialias) in float32.
     """
-    side = math.isqrt(table.shape[0] - 1)
-    grid = table[1:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    side = own_rows or math.isqrt(table.shape[0] - 1)
+    grid = table[1:].float().unflatten(0, (side, -1)).permute(2, 0, 1)[None]
     resized = F.interpolate(grid, size=(rows, cols), mode="bicubic", align_corners=False)[0]
     return torch.cat([table[:1], resized.flatten(1).t().to(table.dtype)])
 

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmzoo import schema
 from mmzoo.batch import ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.init import trunc_normal_
@@ -59,6 +58,10 @@ class ImageAdapter(ModalityAdapter):
         "Whether the convolution of stem conv has a bias."
         position_grid: int | None = None
         "Side of the absolute position table (patches); null = the longer side of preprocess.size."
+        position_cols: int | None = None
+        "Columns of that table where it is not square (patches); null = as many as rows."
+        cls_token: bool = True
+        "Whether a CLS token stands before the patches; without it the table keeps CLS's row, unused."
         bias_grid: int | None = None
         "Grid side (patches) whose offsets the relative bias tells apart; null = as position_grid's null."
         num_bias_tables: int = 1
@@ -76,12 +79,15 @@ class ImageAdapter(ModalityAdapter):
             if self.stem is Stem.HMLP and self.patch_size % 4:
                 found = f"{self.patch_size} with stem hmlp"
                 raise ConfigError.at("patch_size", found, "a multiple of 4", "Change it or set stem=conv.")
-            if min(self.position_grid or 1, self.bias_grid or 1) < 1 or self.num_bias_tables < 0:
-                found = f"{self.position_grid}, {self.bias_grid}, {self.num_bias_tables}"
+            grids = (self.position_grid, self.position_cols, self.bias_grid)
+            if min(side or 1 for side in grids) < 1 or self.num_bias_tables < 0:
+                found = f"{', '.join(str(side) for side in grids)}, {self.num_bias_tables}"
                 expected = "positive grids and at least 0 tables"
-                raise ConfigError.at(
-                    "position_grid, bias_grid, num_bias_tables", found, expected, "Raise them."
-                )
+                where = "position_grid, position_cols, bias_grid, num_bias_tables"
+                raise ConfigError.at(where, found, expected, "Raise them.")
+            if not self.cls_token and self.num_bias_tables:
+                found = f"cls_token=false with {self.num_bias_tables} relative tables"
+                raise ConfigError.at("num_bias_tables", found, "0", "These biases count on a CLS token.")
 
         def side(self, chosen: int | None) -> int:
             """Return a table's side: the one chosen, or what preprocess.size needs (patches)."""
@@ -95,8 +101,8 @@ class ImageAdapter(ModalityAdapter):
             if config.stem is Stem.HMLP
             else ConvStem(CHANNELS, dim, config.patch_size, bias=config.conv_bias)
         )
-        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim)))
-        self.positions = GridPositions(config.side(config.position_grid), dim)
+        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim))) if config.cls_token else None
+        self.positions = GridPositions(config.side(config.position_grid), dim, config.position_cols)
         self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if config.type_embedding else None
         bias_side = config.side(config.bias_grid)
         self.biases = nn.ModuleList(
@@ -106,14 +112,17 @@ class ImageAdapter(ModalityAdapter):
     def forward(self, x: ModalityInput) -> TokenSequence:
         """Embed the images, one matrix product for each size that occurs."""
         self._check(x)
-        return embed_by_size(x, self._embed, self.name, num_prefix=1)
+        return embed_by_size(x, self._embed, self.name, num_prefix=int(self.config.cls_token))
 
     def _embed(self, images: Float[Tensor, "k c height width"]) -> Embedded:
         patches = self.stem(images)
         rows, cols = (side // self.config.patch_size for side in images.shape[2:])
-        tokens = torch.cat([self.cls_token.to(patches.dtype).expand(len(patches), -1, -1), patches], dim=1)
         biases = tuple(bias(rows, cols) for bias in self.biases)
-        tokens = tokens + self.positions(rows, cols)
+        if self.cls_token is None:
+            tokens = patches + self.positions(rows, cols)[1:]
+        else:
+            cls = self.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
+            tokens = torch.cat([cls, patches], dim=1) + self.positions(rows, cols)
         if self.type_embedding is not None:
             tokens = tokens + self.type_embedding
         return Embedded(tokens, (rows, cols), biases)
@@ -131,7 +140,7 @@ class ImageAdapter(ModalityAdapter):
     @property
     def extent(self) -> tuple[int, ...]:
         """Return the sides of the position table."""
-        return (self.positions.size, self.positions.size)
+        return (self.positions.size, self.positions.cols)
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:

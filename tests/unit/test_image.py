@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmzoo import schema
 from mmzoo.batch import ModalityInput
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.patches import ConvStem, HmlpStem
@@ -146,7 +147,7 @@ def test_images_that_do_not_fit_are_refused(generator):
         ),
         (
             {"num_bias_tables": -1},
-            "num_bias_tables: None, None, -1; expected positive grids and at least 0 tables",
+            "num_bias_tables: None, None, None, -1; expected positive grids and at least 0 tables",
         ),
     ],
 )
@@ -163,3 +164,41 @@ def test_hmlp_needs_a_width_that_four_divides():
 def test_released_size_has_the_released_number_of_parameters():
     adapter = ImageAdapter(ImageAdapter.Config(), name="image", dim=1536, num_heads=24)
     assert sum(p.numel() for p in adapter.parameters()) == 3_390_816
+
+
+def test_without_cls_the_patches_keep_their_positions_and_the_table_its_row(generator):
+    sizes = {
+        "preprocess": {"size": [48, 64]},
+        "stem": "conv",
+        "num_bias_tables": 0,
+        "position_grid": 3,
+        "position_cols": 4,
+    }
+    with_cls, without = (
+        schema.parse(ImageAdapter.Config, {**sizes, "cls_token": cls}).build(
+            name="image", dim=12, num_heads=2
+        )
+        for cls in (True, False)
+    )
+    without.load_state_dict({k: v for k, v in with_cls.state_dict().items() if k != "cls_token"})
+    given = fake_images(3, [(48, 64), (48, 64)], generator)
+    found, wanted = without(given), with_cls(given)
+    assert (found.num_prefix, found.grids) == (0, ((3, 4), (3, 4)))
+    assert without.positions.table.shape == (13, 12)
+    torch.testing.assert_close(found.tokens, wanted.tokens[:, 1:])
+    rows = without.positions.table[1:].unflatten(0, (3, 4))
+    torch.testing.assert_close(
+        found.tokens - without.stem(given.values), rows.flatten(0, 1).expand(2, -1, -1)
+    )
+    larger = without.positions(6, 8)[1:].unflatten(0, (6, 8))
+    torch.testing.assert_close(larger, bicubic(rows, 6, 8), atol=1e-6, rtol=1e-5)
+
+
+def bicubic(grid, rows, cols):
+    made = torch.nn.functional.interpolate(grid.permute(2, 0, 1)[None], (rows, cols), mode="bicubic")
+    return made[0].permute(1, 2, 0)
+
+
+def test_relative_biases_need_a_cls_token():
+    with pytest.raises(ConfigError, match="cls_token=false with 1 relative tables"):
+        schema.parse(ImageAdapter.Config, {"cls_token": False})
