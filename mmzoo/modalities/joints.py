@@ -26,7 +26,8 @@ class JointLayout:
     names: one a joint. bones: (child, parent), a tree over all joints. centre: the joints whose mean is the
     body's place. pairs: (left, right) joints. dims: coordinates. entities: what the last axis holds.
     entity_pairs: entities that a mirror exchanges. rigid: entities that are no hand or body, whose points all
-    hang on point 0. mirrorable: whether a mirror image is again in the layout.
+    hang on point 0. mirrorable: whether a mirror image is again in the layout. hips: (left, right), which say
+    where a body faces; none where the entities are no bodies or depth is not known.
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class JointLayout:
     entity_pairs: tuple[tuple[int, int], ...] = ()
     rigid: tuple[int, ...] = ()
     mirrorable: bool = True
+    hips: tuple[int, int] | None = None
 
     @property
     def num_joints(self) -> int:
@@ -142,6 +144,7 @@ LAYOUTS: dict[LayoutName, JointLayout] = {
         centre=(1,),
         pairs=_left_right(_NTU, "left_", "right_"),
         entities=("person", "person"),
+        hips=(_NTU.index("left_hip"), _NTU.index("right_hip")),
     ),
     LayoutName.COCO17: JointLayout(
         names=_COCO,
@@ -172,6 +175,7 @@ LAYOUTS: dict[LayoutName, JointLayout] = {
         bones=_indices(_CMU, _CMU_BONES),
         centre=(0,),
         pairs=_left_right(_CMU, "l", "r"),
+        hips=(_CMU.index("lhipjoint"), _CMU.index("rhipjoint")),
     ),
 }
 """The layouts. NTU-25 has Kinect v2's order; COCO-17 image coordinates and the hips' middle as centre; hands

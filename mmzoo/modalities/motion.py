@@ -40,6 +40,13 @@ class Stream(str, Enum):
     VELOCITY = "velocity"
 
 
+class Facing(str, Enum):
+    """Where bodies face: as recorded, or the first entity to the front (+z, its left towards +x)."""
+
+    AS_RECORDED = "as_recorded"
+    FRONT = "front"
+
+
 @dataclass(kw_only=True)
 class MotionAugment(schema.Config):
     """What training does to a motion; a generator decides everything. Evaluation does none of it."""
@@ -76,9 +83,9 @@ class MotionAugment(schema.Config):
 class SkeletonPreprocess(Preprocess):
     """From raw joint coordinates to the channels (c t v p) and the mask (t v p) that the weights expect.
 
-    Order: drop empty frames at both ends, cut (training: random stretch, evaluation: the middle), [training:
-    mirror, turn, resize about the centre], centre, scale, [jitter], resample to `num_frames`, [shuffle
-    entities], streams.
+    Order: drop empty frames at both ends, cut (training: random stretch, evaluation: the middle), face the
+    front, [training: mirror, turn, resize about the centre], centre, scale, [jitter], resample to
+    `num_frames`, [shuffle entities], streams.
     Ref: ISTA-Net and its code (crop, bilinear resampling, random rotation, entity order), pyskl (streams).
     """
 
@@ -94,6 +101,8 @@ class SkeletonPreprocess(Preprocess):
         "Resample to this many frames; null keeps each motion's own length."
         centre: bool = True
         "Put the centre joint, where it is first seen, at the origin."
+        facing: Facing = Facing.AS_RECORDED
+        "front: turn about the up axis until the first entity faces +z, on average over the frames."
         scale: float = 1.0
         "Factor on all coordinates (0.001 turns millimetres into metres)."
         middle_share: float = 1.0
@@ -125,6 +134,10 @@ class SkeletonPreprocess(Preprocess):
             if self.augment.yaw_rad and LAYOUTS[self.layout].dims < 3:
                 found = f"yaw for {self.layout.value}"
                 raise ConfigError.at("augment.yaw_rad", found, "a three-dimensional layout", "Use tilt_rad.")
+            if self.facing is Facing.FRONT and LAYOUTS[self.layout].hips is None:
+                found = f"front for {self.layout.value}"
+                expected = "a three-dimensional layout of bodies"
+                raise ConfigError.at("facing", found, expected, "Leave facing=as_recorded.")
 
         @property
         def joints(self) -> JointLayout:
@@ -154,9 +167,12 @@ class SkeletonPreprocess(Preprocess):
         options: SkeletonPreprocess.Config = self.config
         values, seen = self._checked(raw)
         values, seen = self._cut(values, seen, generator)
-        turned = options.centre or generator is not None
+        hips = options.joints.hips if options.facing is Facing.FRONT else None
+        turned = options.centre or generator is not None or hips is not None
         middle = _centre(values, seen, options.joints.centre) if turned else torch.zeros(())
         values = values - middle
+        if hips is not None:
+            values = to_front(values, seen, hips)
         if generator is not None:
             values, seen = self._moved(values, seen, generator)
         values = (values if options.centre else values + middle) * options.scale
@@ -281,6 +297,23 @@ def rotation(dims: int, yaw: float, tilt: float, generator: torch.Generator) -> 
         return _turn(_uniform(-tilt, tilt, generator), 0, 1, 2)
     x, y, z = (_uniform(-most, most, generator) for most in (tilt, yaw, tilt))
     return _turn(z, 0, 1, 3) @ _turn(y, 2, 0, 3) @ _turn(x, 1, 2, 3)
+
+
+def to_front(
+    values: Float[Tensor, "3 t v p"], seen: Bool[Tensor, "t v p"], hips: tuple[int, int]
+) -> Float[Tensor, "3 t v p"]:
+    """Turn about the up axis (y) so that entity 0 faces +z; without both hips in a frame, return as is.
+
+    Math: a = atan2(z, x) of the mean over frames of (left hip - right hip); all points turn by the angle that
+    takes this direction to +x, so motion and the places of the entities to each other are kept.
+    """
+    left, right = hips
+    both = seen[:, left, 0] & seen[:, right, 0]
+    if not bool(both.any()):
+        return values
+    across = (values[:, both, left, 0] - values[:, both, right, 0]).mean(1)
+    angle = math.atan2(float(across[2]), float(across[0]))
+    return torch.einsum("dc,ctvp->dtvp", _turn(-angle, 0, 2, 3), values)
 
 
 def _turn(angle: float, first: int, second: int, dims: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.joints import LAYOUTS, LayoutName
-from mmzoo.modalities.motion import Motion, SkeletonPreprocess, bones, resample, rotation, velocity
+from mmzoo.modalities.motion import Facing, Motion, SkeletonPreprocess, bones, resample, rotation, velocity
 from mmzoo.schema import parse
 
 
@@ -277,3 +278,48 @@ def test_raw_motions_are_checked(raw: object, message: str) -> None:
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**options)
+
+
+def test_facing_the_front_undoes_any_turn(generator: torch.Generator):
+    layout = LAYOUTS[LayoutName.NTU25]
+    values = torch.randn(3, 12, layout.num_joints, 2, generator=generator)
+    left, right = layout.hips or (0, 0)
+    values[:, :, left, 0] += torch.tensor([3.0, 0.0, 4.0])[:, None]
+    prep = SkeletonPreprocess(SkeletonPreprocess.Config(facing=Facing.FRONT, num_frames=None))
+    across = (values[:, :, left, 0] - values[:, :, right, 0]).mean(1)
+    front = prep(Motion(values)).values
+    hips = (front[:, :, left, 0] - front[:, :, right, 0]).mean(1)
+    torch.testing.assert_close(hips[0], across[[0, 2]].norm())
+    torch.testing.assert_close(hips[1], across[1])
+    assert abs(float(hips[2])) < 1e-5
+    for degrees in (17.0, 90.0, 200.0):
+        a = math.radians(degrees)
+        turn = torch.tensor([[math.cos(a), 0, math.sin(a)], [0, 1, 0], [-math.sin(a), 0, math.cos(a)]])
+        turned = prep(Motion(torch.einsum("dc,ctvp->dtvp", turn, values))).values
+        torch.testing.assert_close(turned, front, atol=1e-5, rtol=1e-5)
+
+
+def test_facing_keeps_the_body_and_needs_both_hips(generator: torch.Generator):
+    layout = LAYOUTS[LayoutName.CMU31]
+    values = torch.randn(3, 8, layout.num_joints, 1, generator=generator)
+    plain = SkeletonPreprocess.Config(layout=LayoutName.CMU31, num_frames=None)
+    options = dataclasses.replace(plain, facing=Facing.FRONT)
+    front, as_is = (SkeletonPreprocess(o)(Motion(values)).values for o in (options, plain))
+    gaps = [
+        (x[:, :, :, None, 0] - x[:, :, None, :, 0]).norm(dim=0)  # between every two joints of a frame
+        for x in (front, as_is)
+    ]
+    torch.testing.assert_close(gaps[0], gaps[1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(front, as_is, atol=0.1)
+    assert layout.hips is not None
+    seen = torch.ones(8, layout.num_joints, 1, dtype=torch.bool)
+    seen[:, layout.hips[0]] = False
+    blind = SkeletonPreprocess(options)(Motion(values, seen)).values
+    torch.testing.assert_close(blind, SkeletonPreprocess(plain)(Motion(values, seen)).values)
+
+
+def test_facing_needs_a_layout_of_bodies():
+    with pytest.raises(
+        ConfigError, match=r"facing: front for coco17; expected a three-dimensional layout of bodies"
+    ):
+        SkeletonPreprocess.Config(layout=LayoutName.COCO17, facing=Facing.FRONT)
