@@ -30,6 +30,12 @@ class CheckpointError(MmzooError):
     """A checkpoint or an exported model cannot be read, or does not fit the model."""
 
 
+class DownloadError(CheckpointError):
+    """The network, or the other end of it, failed; nothing here needs mending, so trying again may help."""
+
+    exit_code = 1
+
+
 class ShapeError(MmzooError):
     """A tensor has a shape, dtype or range that the component cannot take."""
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from mmzoo.errors import ConfigError, close_matches
+from mmzoo.home import home
 from mmzoo.run_folder import rank
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -64,9 +65,7 @@ def crash_file() -> Path:
     """Return where a traceback belongs: the run's log, else a new file under MMZOO_HOME."""
     if _State.file is not None:
         return _State.file
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = Path(os.environ.get("MMZOO_HOME") or Path(cache) / "mmzoo")
-    return home / "logs" / f"crash-{os.getpid()}.log"
+    return home() / "logs" / f"crash-{os.getpid()}.log"
 
 
 class _Console(logging.StreamHandler):  # type: ignore[type-arg] generic only in type stubs

@@ -19,7 +19,7 @@ from mmzoo.datamodules.world import brain
 from mmzoo.datamodules.world.cache import open_world
 from mmzoo.datamodules.world.caption import caption
 from mmzoo.datamodules.world.events import ATTRIBUTES, SENSES, SPLITS, Event, WorldConfig, make_events
-from mmzoo.datamodules.world.render import Arrays, first_row, voxel_slices
+from mmzoo.datamodules.world.render import Arrays, voxel_slices
 from mmzoo.errors import ConfigError, DataError, close_matches
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.fmri import Scan
@@ -102,7 +102,7 @@ class FiveSenses(DataModule):
         return DataInfo(labels=labels, subjects=dict(brain.SUBJECTS), modalities=SENSES, counts=counts)
 
     def source(self, split: str) -> EventSource:
-        """Return the samples of a split, rendering the world if no cache holds it."""
+        """Return the samples of a split, rendering it if no cache holds it."""
         if split not in SPLITS:
             raise DataError.at("five_senses", f"no split {split!r}", "a split", close_matches(split, SPLITS))
         for name in self.preprocesses:
@@ -110,7 +110,7 @@ class FiveSenses(DataModule):
                 do = close_matches(name, SENSES)
                 raise ConfigError.at("five_senses", f"the model wants {name!r}", "names of its senses", do)
         root = Path(self.config.cache_dir).expanduser() if self.config.cache_dir else None
-        return EventSource(self.config, split, open_world(self.config, root), self.preprocesses)
+        return EventSource(self.config, split, open_world(self.config, split, root), self.preprocesses)
 
     def noise_ceiling(self, subject: str) -> Float[np.ndarray, " v"]:
         """Return the variance share of each voxel that the best model can explain in the mean of all
@@ -129,8 +129,7 @@ class EventSource:
         self.config, self.split, self.preprocesses = config, split, dict(preprocesses)
         self.name = f"five_senses {split}"
         self.events = make_events(config, split)
-        start = first_row(config, split)
-        self._arrays = {name: values[start : start + len(self.events)] for name, values in arrays.items()}
+        self._arrays = dict(arrays)
         self._voxels, self._subjects = voxel_slices(), tuple(brain.SUBJECTS)
         self._present = self._draw_present()
         self._targets = [_targets(event) for event in self.events]

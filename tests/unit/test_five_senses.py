@@ -16,8 +16,9 @@ from mmzoo.batch import Item
 from mmzoo.datamodules.five_senses import FiveSenses, Keep, Scanned
 from mmzoo.datamodules.world import brain, cache
 from mmzoo.datamodules.world.events import ATTRIBUTES, SENSES, SPLITS
-from mmzoo.datamodules.world.render import Renderer, chunks, first_row, voxel_slices
+from mmzoo.datamodules.world.render import Renderer, chunks, voxel_slices
 from mmzoo.errors import ConfigError, DataError
+from mmzoo.home import home
 from mmzoo.modalities.base import Preprocess
 
 
@@ -70,29 +71,39 @@ def test_samples_hold_every_sense_and_label(config):
 
 
 def test_arrays_are_what_the_renderer_makes(config):
-    arrays, renderer = cache.open_world(config, cache.Path(config.cache_dir)), Renderer(config)
-    for row, events in chunks(config):
-        for name, values in renderer(events).items():
-            expected = values.astype(arrays[name].dtype)
-            np.testing.assert_array_equal(arrays[name][row : row + len(events)], expected)
-    assert first_row(config, "test") == 16
+    renderer = Renderer(config)
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        arrays = cache.open_world(config, split, cache.Path(config.cache_dir))
+        assert {len(values) for values in arrays.values()} == {count}
+        for row, events in chunks(config, split):
+            for name, values in renderer(events).items():
+                expected = values.astype(arrays[name].dtype)
+                np.testing.assert_array_equal(arrays[name][row : row + len(events)], expected)
+
+
+def test_a_split_is_rendered_without_the_others(config, tmp_path):
+    FiveSenses(dataclasses.replace(config, cache_dir=str(tmp_path)), {}).source("test")
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [
+        cache.world_folder(config, "test", tmp_path).name
+    ]
 
 
 def test_a_world_is_rendered_once_and_found_again(config, tmp_path, monkeypatch):
-    folder = cache.world_folder(config, tmp_path)
+    folder = cache.world_folder(config, "train", tmp_path)
     monkeypatch.setattr(cache, "render_share", lambda unfinished, share, of: calls.append(unfinished))
     calls = []
     for _ in range(2):
-        arrays = cache.open_world(config, tmp_path)
+        arrays = cache.open_world(config, "train", tmp_path)
     assert len(calls) == 1
     assert calls[0].parent == folder.parent
     assert not calls[0].exists(), "the temporary folder was renamed"
-    assert arrays["image"].shape == (20, 32, 32, 3)
-    assert json.loads((folder / "options.json").read_text()) == cache.world_options(config)
+    assert arrays["image"].shape == (12, 32, 32, 3)
+    saved = json.loads((folder / "options.json").read_text())
+    assert saved == {"split": "train", "world": cache.world_options(config)}
     other = dataclasses.replace(config, world_seed=1)
-    assert cache.world_folder(other, tmp_path) != folder
+    assert cache.world_folder(other, "train", tmp_path) != folder
     shown = dataclasses.replace(config, missing_prob=0.5, num_captions=2)
-    assert cache.world_folder(shown, tmp_path) == folder, "how a world is shown does not change it"
+    assert cache.world_folder(shown, "train", tmp_path) == folder, "how a world is shown does not change it"
 
 
 def test_a_failed_rendering_leaves_nothing_behind(config, tmp_path, monkeypatch):
@@ -101,7 +112,7 @@ def test_a_failed_rendering_leaves_nothing_behind(config, tmp_path, monkeypatch)
 
     monkeypatch.setattr(cache, "render_share", fail)
     with pytest.raises(KeyboardInterrupt):
-        cache.open_world(config, tmp_path)
+        cache.open_world(config, "train", tmp_path)
     assert [p for p in tmp_path.iterdir() if p.suffix != ".lock"] == []
 
 
@@ -113,7 +124,8 @@ def test_a_failed_worker_is_named(tmp_path):
 def test_workers_render_the_same_bits_as_one_process(config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "SMALL", 0)
     monkeypatch.setattr(cache, "_workers", lambda: 2)
-    first, second = cache.open_world(config, cache.Path(config.cache_dir)), cache.open_world(config, tmp_path)
+    roots = (cache.Path(config.cache_dir), tmp_path)
+    first, second = (cache.open_world(config, "train", root) for root in roots)
     for name in ("image", "audio", "skeleton"):
         np.testing.assert_array_equal(first[name], second[name])
     np.testing.assert_allclose(first["fmri"], second["fmri"], atol=2e-3)
@@ -128,10 +140,10 @@ def test_an_unwritable_cache_is_an_error(config, tmp_path):
 
 def test_home_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("MMZOO_HOME", str(tmp_path))
-    assert cache.home() == tmp_path
+    assert home() == tmp_path
     monkeypatch.delenv("MMZOO_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.home() == tmp_path / "mmzoo"
+    assert home() == tmp_path / "mmzoo"
 
 
 def test_training_draws_subject_and_phrasing_evaluation_does_not(config):
@@ -187,7 +199,7 @@ def _present(config, split):
     from mmzoo.datamodules.five_senses import EventSource
     from mmzoo.datamodules.world.render import shapes
 
-    arrays = {name: np.empty((config.num_events, 0)) for name in shapes(config)}
+    arrays = {name: np.empty((config.num_events, 0)) for name in shapes(config, split)}
     return EventSource(config, split, arrays, as_is())._present
 
 

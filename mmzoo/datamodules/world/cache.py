@@ -1,8 +1,8 @@
 """Where a world's arrays are kept: rendered once under MMZOO_HOME, then memory-mapped by everybody.
 
-The folder's name is a hash of the options and of `VERSION`. A world is rendered into a temporary folder
-beside it and renamed when complete; a lock keeps a second process waiting rather than rendering the same
-again.
+Each split has a folder of its own, so that evaluation renders its few hundred events and no more. Its name
+is a hash of the options and of `VERSION`, and the split. It is rendered into a temporary folder beside it and
+renamed when complete; a lock keeps a second process waiting rather than rendering the same again.
 """
 
 from __future__ import annotations
@@ -27,20 +27,15 @@ from mmzoo.datamodules.world.events import WorldConfig
 from mmzoo.datamodules.world.render import Arrays, shapes
 from mmzoo.datamodules.world.worker import OPTIONS, render_share
 from mmzoo.errors import DataError
+from mmzoo.home import home
 
 log = logging.getLogger(__name__)
 
 VERSION = 2
 """Raise it with every change that makes a world of the same options come out differently."""
 SMALL = 512
-"""Worlds of at most this many events are rendered in the calling process."""
+"""Splits of at most this many events are rendered in the calling process."""
 MAX_WORKERS = 8
-
-
-def home() -> Path:
-    """Return the folder of mmzoo's caches: MMZOO_HOME, else mmzoo under the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MMZOO_HOME") or Path(cache) / "mmzoo").expanduser()
 
 
 def world_options(config: WorldConfig) -> dict[str, int | float]:
@@ -48,38 +43,41 @@ def world_options(config: WorldConfig) -> dict[str, int | float]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(WorldConfig)}
 
 
-def world_folder(config: WorldConfig, root: Path | None = None) -> Path:
-    """Return the folder that holds, or will hold, the arrays of these options."""
+def world_folder(config: WorldConfig, split: str, root: Path | None = None) -> Path:
+    """Return the folder that holds, or will hold, the arrays of a split of these options."""
     text = json.dumps({"version": VERSION, **world_options(config)}, sort_keys=True)
-    return (root or home() / "five_senses") / f"v{VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return (root or home() / "five_senses") / f"v{VERSION}-{digest}-{split}"
 
 
-def open_world(config: WorldConfig, root: Path | None = None) -> Arrays:
-    """Return the arrays of a world, memory-mapped, after rendering them if nobody has."""
-    folder = world_folder(config, root)
+def open_world(config: WorldConfig, split: str, root: Path | None = None) -> Arrays:
+    """Return the arrays of a split, memory-mapped, after rendering them if nobody has."""
+    folder = world_folder(config, split, root)
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder.with_suffix(".lock")):
                 if not folder.is_dir():
-                    _render(config, folder)
+                    _render(config, split, folder)
         except OSError as error:
             found = f"cannot write ({error.strerror or error})"
             do = "Set MMZOO_HOME to a folder with space."
             raise DataError.at(str(folder), found, "a writable cache folder", do) from error
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes(config)}
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes(config, split)}
 
 
-def _render(config: WorldConfig, folder: Path) -> None:
-    started = time.monotonic()
-    workers = _workers() if config.num_events > SMALL else 1
-    log.info("five_senses: rendering %d events once, into %s", config.num_events, folder)
+def _render(config: WorldConfig, split: str, folder: Path) -> None:
+    started, count = time.monotonic(), config.count(split)
+    workers = _workers() if count > SMALL else 1
+    log.info("five_senses: rendering %d %s events once, into %s", count, split, folder)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        (unfinished / OPTIONS).write_text(json.dumps(world_options(config), indent=1))
-        for name, (shape, dtype) in shapes(config).items():
+        (unfinished / OPTIONS).write_text(
+            json.dumps({"split": split, "world": world_options(config)}, indent=1)
+        )
+        for name, (shape, dtype) in shapes(config, split).items():
             np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", dtype, shape)
-        if config.num_events > SMALL:
+        if count > SMALL:
             _run_workers(unfinished, workers)
         else:
             render_share(unfinished, 0, 1)

@@ -10,7 +10,6 @@ from jaxtyping import Float, Shaped
 from mmzoo.datamodules.world import actions, body, brain, scene, sound
 from mmzoo.datamodules.world.events import (
     CLIP_S,
-    SPLITS,
     Event,
     WorldConfig,
     calibration_events,
@@ -72,9 +71,9 @@ class Renderer:
         return np.concatenate(parts, axis=-1)
 
 
-def shapes(config: WorldConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype of each array of a world."""
-    n, size = config.num_events, config.image_size
+def shapes(config: WorldConfig, split: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of each array of a split."""
+    n, size = config.count(split), config.image_size
     return {
         "image": ((n, size, size, 3), "uint8"),
         "audio": ((n, round(CLIP_S * config.sample_rate_hz)), "int16"),
@@ -83,17 +82,11 @@ def shapes(config: WorldConfig) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-def chunks(config: WorldConfig) -> Iterator[tuple[int, list[Event]]]:
-    """Yield (first row, events) of every chunk, the splits one after another."""
-    for split in SPLITS:
-        events = make_events(config, split)
-        for at in range(0, len(events), CHUNK):
-            yield first_row(config, split) + at, events[at : at + CHUNK]
-
-
-def first_row(config: WorldConfig, split: str) -> int:
-    """Return the row at which a split starts in every array."""
-    return sum(config.count(s) for s in SPLITS[: SPLITS.index(split)])
+def chunks(config: WorldConfig, split: str) -> Iterator[tuple[int, list[Event]]]:
+    """Yield (first row, events) of every chunk of a split."""
+    events = make_events(config, split)
+    for at in range(0, len(events), CHUNK):
+        yield at, events[at : at + CHUNK]
 
 
 def voxel_slices() -> dict[str, slice]:

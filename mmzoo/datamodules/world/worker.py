@@ -1,4 +1,4 @@
-"""Render a share of a world's chunks into its arrays: `python -m mmzoo.datamodules.world.worker FOLDER
+"""Render a share of a split's chunks into its arrays: `python -m mmzoo.datamodules.world.worker FOLDER
 SHARE OF`.
 
 A program of its own, not a forked or spawned function: it neither inherits the parent's threads nor
@@ -18,15 +18,16 @@ from mmzoo.datamodules.world.events import WorldConfig
 from mmzoo.datamodules.world.render import Renderer, chunks
 
 OPTIONS = "options.json"
-"""File beside the arrays that holds the world's options."""
+"""File beside the arrays that holds the world's options and the split's name."""
 
 
 def render_share(folder: Path, share: int, of: int) -> None:
     """Render every chunk whose number leaves the remainder `share` when divided by `of`."""
-    config = schema.parse(WorldConfig, json.loads((folder / OPTIONS).read_text()))
+    options = json.loads((folder / OPTIONS).read_text())
+    config = schema.parse(WorldConfig, options["world"])
     renderer = Renderer(config)
     arrays = {path.stem: np.load(path, mmap_mode="r+") for path in folder.glob("*.npy")}
-    for number, (row, events) in enumerate(chunks(config)):
+    for number, (row, events) in enumerate(chunks(config, options["split"])):
         if number % of == share:
             for name, values in renderer(events).items():
                 arrays[name][row : row + len(events)] = values
