@@ -42,8 +42,9 @@ class History(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the learning rate of this step, before the schedule moves on."""
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else 0.0
+        """Note the learning rate of this step (of parts without a factor), before the schedule moves on."""
+        group = trainer.optimizers[0].param_groups[0] if trainer.optimizers else {"lr": 0.0}
+        self._rate = group["lr"] / (group.get("lr_scale") or 1.0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
 
 from mmzoo import schema
 from mmzoo.errors import ConfigError
+from mmzoo.learners.param_groups import ParameterGroup, WeightDecayOn, group_parameters
 
 
 class Decay(str, Enum):
@@ -30,7 +32,10 @@ class OptimConfig(schema.Config):
     lr: float = 1e-3
     """peak learning rate"""
     weight_decay: float = 0.05
-    """decoupled; never on biases, norms, scales, CLS tokens and positions"""
+    """decoupled; on what, `weight_decay_on` says"""
+    weight_decay_on: WeightDecayOn = WeightDecayOn.MATRICES
+    """matrices: never on biases, norms, scales, special tokens, positions and relative tables; onepeace: as
+    its released training, which spares the biases, norms, CLS tokens and positions of text and image only"""
     betas: tuple[float, float] = (0.9, 0.98)
     """decay of the moment averages"""
     eps: float = 1e-8
@@ -41,9 +46,12 @@ class OptimConfig(schema.Config):
     """how the rate falls afterwards"""
     min_lr_ratio: float = 0.01
     """final over peak learning rate"""
+    layer_decay: float = 1.0
+    """learning rate of the layer below over that of a layer; 1: the same for all. Heads and final norms learn
+    at `lr`, the last block at lr * layer_decay, …, the adapters at lr * layer_decay^(depth + 1)"""
     lr_scales: dict[str, float] = field(default_factory=dict)
-    """parameter-name prefix -> factor on its learning rate (longest prefix wins), e.g. {adapters.image:
-    0.1}"""
+    """part of the model (as for model.freeze) -> one more factor on its learning rate, the longest name wins,
+    e.g. {modalities.image: 0.1}"""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -51,20 +59,38 @@ class OptimConfig(schema.Config):
             raise ConfigError.at("optim.lr", str(self.lr), "a positive number", "Try 1e-3.")
         if not 0 <= self.warmup < 1:
             raise ConfigError.at("optim.warmup", str(self.warmup), "a share in [0, 1)", "Try 0.05.")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError.at("optim.layer_decay", str(self.layer_decay), "a factor in (0, 1]", "Try 0.9.")
+        for part, scale in self.lr_scales.items():
+            if not scale >= 0:
+                do = "Use model.freeze to keep a part as it is."
+                raise ConfigError.at(f"optim.lr_scales.{part}", str(scale), "a factor of 0 or more", do)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGroup]:
+    """Return the trainable parameters grouped by learning rate and decay, as the options say."""
+    return group_parameters(
+        model,
+        weight_decay=config.weight_decay,
+        decay_on=config.weight_decay_on,
+        layer_decay=config.layer_decay,
+        lr_scales=config.lr_scales,
+    )
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Build the optimiser over the trainable parameters, without decay where it does harm."""
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (_decays(name, parameter), _scale(name, config.lr_scales))
-            groups.setdefault(key, []).append(parameter)
+    groups = parameter_groups(model, config)
     if not groups:
         raise ConfigError.at("learner", "no trainable parameter", "at least one", "Freeze less of the model.")
-    params = [
-        {"params": p, "weight_decay": config.weight_decay if decays else 0.0, "lr": config.lr * scale}
-        for (decays, scale), p in groups.items()
+    params: list[dict[str, Any]] = [
+        {
+            "params": [p for _, p in group.parameters],
+            "weight_decay": group.weight_decay,
+            "lr": config.lr * group.lr_scale,
+            "lr_scale": group.lr_scale,
+        }
+        for group in groups
     ]
     if config.name == "adamw":
         fused = torch.optim.AdamW(params, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
@@ -74,6 +100,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return fused
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage] its public place
 
+    for group in params:  # timm's own schedulers read it; some of its optimisers take no unknown key
+        del group["lr_scale"]
     try:
         return create_optimizer_v2(params, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
     except (ValueError, AssertionError) as error:
@@ -103,13 +131,3 @@ def lr_factor(step: int, total_steps: int | float, config: OptimConfig) -> float
     u = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     fall = (1 + math.cos(math.pi * u)) / 2 if config.decay is Decay.COSINE else 1 - u
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    leaf = name.rsplit(".", 1)[-1]
-    return parameter.ndim > 1 and not any(w in leaf for w in ("cls", "position", "pos_embed", "bias"))
-
-
-def _scale(name: str, scales: dict[str, float]) -> float:
-    matching = [p for p in scales if name.startswith(p)]
-    return scales[max(matching, key=len)] if matching else 1.0

@@ -122,7 +122,7 @@ class FmriAdapter(ModalityAdapter):
     kind = "fmri"
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
+    class Config(ModalityAdapter.Config):
         """Options; STTM has hidden_dim 4096, 4 core blocks, 257 tokens of 128."""
 
         preprocess: FmriPreprocess.Config = field(default_factory=FmriPreprocess.Config)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmzoo import schema
 from mmzoo.batch import Item, ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.axis_positions import AxisPositions
@@ -169,7 +168,7 @@ class MelAdapter(ModalityAdapter):
     kind = "audio"
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
+    class Config(ModalityAdapter.Config):
         """Options."""
 
         preprocess: MelPreprocess.Config = field(default_factory=MelPreprocess.Config)

@@ -64,7 +64,7 @@ class SkeletonAdapter(ModalityAdapter):
     kind = "skeleton"
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
+    class Config(ModalityAdapter.Config):
         """Options; ISTA-Net on NTU has a window of 20 x 1 x 2, strided, pointwise."""
 
         preprocess: SkeletonPreprocess.Config = field(default_factory=SkeletonPreprocess.Config)

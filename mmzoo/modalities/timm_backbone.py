@@ -106,7 +106,7 @@ class TimmAdapter(ModalityAdapter):
     kind = "image"
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
+    class Config(ModalityAdapter.Config):
         """Options."""
 
         preprocess: TimmPreprocess.Config = field(default_factory=TimmPreprocess.Config)

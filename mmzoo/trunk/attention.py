@@ -7,13 +7,13 @@ from enum import Enum
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.errors import ConfigError
 from mmzoo.layers.attention import Backend, Segments, Span, attend, prepare
+from mmzoo.layers.low_rank import linear
 from mmzoo.layers.norms import DEFAULT_EPS
 from mmzoo.layers.rows import permute_rows
 from mmzoo.trunk.base import Aux, InitFromMha, MixerContext, TokenMixer
@@ -103,7 +103,7 @@ class MultiHeadAttention(TokenMixer):
         if self.q_bias is None or self.v_bias is None:
             return self.qkv(x)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.qkv.weight, bias)
+        return linear(self.qkv, x, bias)
 
 
 def segments_of(seq: SeqInfo, layer: int) -> Segments:

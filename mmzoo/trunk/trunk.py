@@ -23,6 +23,7 @@ from mmzoo.trunk.block import Block, BlockConfig, Checkpointing
 from mmzoo.trunk.fork import Fork, TaskGroups, check_tasks, fork
 from mmzoo.trunk.packing import Groups, Packed, pack, unpack
 from mmzoo.trunk.plan import SeqInfo
+from mmzoo.trunk.routers import TaskEmbedding
 
 
 class FinalNorm(str, Enum):
@@ -70,6 +71,8 @@ class Trunk(nn.Module, schema.Configurable):
         """probability of leaving out a branch for a sample, at the last layer; rises linearly from 0"""
         final_norm: FinalNorm = FinalNorm.PER_MODALITY
         """norm after the last block"""
+        init_from: str = ""
+        """blocks a MultimodalModel's trunk starts from: timm:NAME (published ViT) or timm-random:NAME"""
 
         def __post_init__(self) -> None:
             """Check sizes and probability."""
@@ -111,6 +114,7 @@ class Trunk(nn.Module, schema.Configurable):
             )
             for layer, prob in enumerate(drop_path_rates(config.drop_path_prob, config.depth))
         )
+        self.task_embedding = _task_embedding(self._blocks(), self.tasks)
         self.norm: nn.Module | None = None
         if config.final_norm is FinalNorm.PER_MODALITY:
             self.norm = ModalityNorm(dim, self.modalities, eps=config.norm_eps)
@@ -194,6 +198,8 @@ class Trunk(nn.Module, schema.Configurable):
         own_seq = [parting.packed.seq if parting and n >= parting.layer else seq for n in range(len(blocks))]
         for layer, block in enumerate(blocks):
             block.mixer.prepare(own_seq[layer], layer)
+        if self.task_embedding is not None:
+            ctx = dataclasses.replace(ctx, task_vectors=self.task_embedding())
         sums: dict[str, list[Tensor]] = {}
         for layer, block in enumerate(blocks):
             own = dataclasses.replace(ctx, layer=layer, depth=len(blocks), training=self.training)
@@ -264,3 +270,12 @@ class Trunk(nn.Module, schema.Configurable):
                 raise ShapeError.at("trunk", found, expected, "Build the adapter with the trunk's num_heads.")
         for block in self._blocks():
             block.mixer.check(seq)
+
+
+def _task_embedding(blocks: Sequence[Block], tasks: tuple[str, ...]) -> TaskEmbedding | None:
+    """Make the vectors of tasks that routers of the blocks read, if any do."""
+    widths = {block.ffn.task_dim for block in blocks} - {0}
+    if len(widths) > 1:
+        found, do = f"task vectors of widths {sorted(widths)}", "Give all blocks one router.task_dim."
+        raise ConfigError.at("trunk.ffn.router", found, "one width", do)
+    return TaskEmbedding(tasks, widths.pop()) if widths else None
