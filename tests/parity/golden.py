@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FAMILIES: dict[str, str] = {
+    "mlore": "tests.parity.families.mlore",
     "onepeace": "tests.parity.families.onepeace",
 }
 """How a file's name begins -> the module that builds its model. The longest beginning that fits counts."""

@@ -1,0 +1,1 @@
+"""MLoRE: dense multi-task prediction by mixtures of low-rank experts (Yang et al. 2024)."""
