@@ -21,6 +21,7 @@ ROOMS = {
     "tokenizers": "mmzoo.modalities:TOKENIZERS",
     "mixers": "mmzoo.trunk:MIXERS",
     "feed_forwards": "mmzoo.trunk:FEED_FORWARDS",
+    "routers": "mmzoo.trunk:ROUTERS",
     "decoders": "mmzoo.decoders:TABLE",
     "heads": "mmzoo.heads:TABLE",
     "objectives": "mmzoo.objectives:TABLE",

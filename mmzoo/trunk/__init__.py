@@ -11,4 +11,13 @@ MIXERS = {
 FEED_FORWARDS = {
     "modality": Row("mmzoo.trunk.feed_forward:ModalityFeedForward", "one FFN a modality (ONE-PEACE)"),
     "shared": Row("mmzoo.trunk.feed_forward:SharedFeedForward", "one FFN for all tokens"),
+    "moe": Row("mmzoo.trunk.moe:MoeFeedForward", "experts chosen by a router, shared experts optional"),
+}
+
+ROUTERS = {
+    "topk": Row("mmzoo.trunk.routers:TopKRouter", "top-k of softmax by the token, noise optional"),
+    "task_topk": Row("mmzoo.trunk.routers:TaskTopKRouter", "one gate a task (M3ViT multi-gate)"),
+    "task_embedding": Row("mmzoo.trunk.routers:TaskEmbeddingRouter", "one gate that reads a task's vector"),
+    "modality": Row("mmzoo.trunk.routers:ModalityRouter", "top-k among the experts of the token's modality"),
+    "soft": Row("mmzoo.trunk.routers:SoftRouter", "all experts, weighted by softmax"),
 }

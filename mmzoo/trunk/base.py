@@ -7,7 +7,7 @@ to the block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -46,6 +46,8 @@ class MixerContext:
     step: int = 0
     task: str | None = None
     generator: torch.Generator | None = None
+    task_vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    """task -> its vector, made once a forward by a trunk whose routers read one"""
     stats: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,6 +127,8 @@ class FeedForward(nn.Module, schema.Configurable):
     """Whether the constructor takes `tasks`, the names of the model's tasks."""
     task_dependent: bool = False
     """Whether its work depends on the task: it then runs on one copy of the tokens for each task."""
+    task_dim: int = 0
+    """Width of the task vectors that it reads from the context; 0: it reads none."""
 
     def __init__(self, config: Any, *, dim: int, modalities: tuple[str, ...]) -> None:
         """Keep the options and the names."""

@@ -210,11 +210,13 @@ class Trunk(nn.Module, schema.Configurable):
                 kept[layer + 1] = x
             for name, value in aux.items():
                 sums.setdefault(name, []).append(value)
-        if isinstance(self.norm, ModalityNorm):
-            x = self.norm(x, own_seq[-1].modality_slices if own_seq else seq.modality_slices)
-        elif self.norm is not None:
-            x = self.norm(x)
+        x = self._normed(x, own_seq[-1] if own_seq else seq)
         return x, {name: torch.stack(values).mean() for name, values in sums.items()}
+
+    def _normed(self, x: Tensor, seq: SeqInfo) -> Tensor:
+        if isinstance(self.norm, ModalityNorm):
+            return self.norm(x, seq.modality_slices)
+        return x if self.norm is None else self.norm(x)
 
     def set_checkpointing(self, mode: Checkpointing | str) -> None:
         """Choose what the blocks recompute in the backward pass: none, block, ffn."""

@@ -1,0 +1,140 @@
+"""The routed feed-forward: a router chooses experts for each token; shared experts see every token.
+
+Axis letters: t tokens, e experts, k chosen experts of a token, d width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmzoo import schema
+from mmzoo.errors import ConfigError
+from mmzoo.layers.grouped_linear import GroupedKernel
+from mmzoo.trunk.balance import BalanceConfig, balance
+from mmzoo.trunk.base import Aux, FeedForward, MixerContext, num_weights
+from mmzoo.trunk.experts import Experts
+from mmzoo.trunk.feed_forward import Mlp, MlpConfig, ModalityFeedForward
+from mmzoo.trunk.plan import SeqInfo
+from mmzoo.trunk.router import Router, Routing
+from mmzoo.trunk.routing_stats import SUFFIX, RoutingRecord
+
+
+class MoeFeedForward(FeedForward):
+    """y = sum over chosen experts of weight x expert(x), plus what shared experts give.
+
+    Dispatch: pairs (token, choice) are sorted by expert and each layer of all experts is one grouped matrix
+    product, so no token is dropped unless `capacity_factor` is set.
+    Weights: `router.*` (see routers.py), `experts.*` (see experts.py), `shared.*` one Mlp.
+    Ref: Shazeer et al. 2017; shared experts: DeepSeekMoE (Dai et al. 2024), section 3.2.
+    """
+
+    takes_tasks: ClassVar[bool] = True
+
+    @dataclass(kw_only=True)
+    class Config(MlpConfig):
+        """Options of the experts, which are networks like the others here, and of their use."""
+
+        num_experts: int = 8
+        """routed experts"""
+        router: Any = schema.one("routers", "topk")
+        """who chooses experts, and by what"""
+        shared_experts: int = 0
+        """experts that every token passes, in addition; together one network of so many times the width"""
+        every: int = 1
+        """blocks from one with experts to the next; 2: the blocks 1, 3, 5, … (counted from 0) have them"""
+        dense: Any = schema.maybe("feed_forwards")
+        """the feed-forward of the other blocks; null: one a modality, with the options above"""
+        capacity_factor: float | None = None
+        """most tokens of an expert, in shares of an even load, later ones lose it; null: no limit"""
+        balance: BalanceConfig = field(default_factory=BalanceConfig)
+        """losses that keep experts in use"""
+        kernel: GroupedKernel = GroupedKernel.AUTO
+        """how the experts' matrix products are computed"""
+
+        def __post_init__(self) -> None:
+            """Check the ranges."""
+            super().__post_init__()
+            where = "trunk.ffn"
+            faults = [
+                (self.num_experts < 1, "num_experts", self.num_experts, "at least 1"),
+                (self.shared_experts < 0, "shared_experts", self.shared_experts, "0 or more"),
+                (self.every < 1, "every", self.every, "at least 1"),
+                (not (self.capacity_factor or 1.0) > 0, "capacity_factor", self.capacity_factor, "above 0"),
+            ]
+            lines = [
+                str(ConfigError.at(f"{where}.{name}", str(found), expected, "Change it."))
+                for wrong, name, found, expected in faults
+                if wrong
+            ]
+            if lines:
+                raise ConfigError("\n".join(lines))
+
+    def __init__(
+        self, config: Config, *, dim: int, modalities: tuple[str, ...], tasks: tuple[str, ...] = ()
+    ) -> None:
+        """Make router and experts; `tasks` are the names of the model's tasks."""
+        super().__init__(config, dim=dim, modalities=modalities)
+        self.router: Router = config.router.build(
+            dim=dim, num_experts=config.num_experts, modalities=modalities, tasks=tasks
+        )
+        self.experts = Experts(config, dim, config.num_experts)
+        self.shared = None
+        if config.shared_experts:
+            hidden = config.shared_experts * (config.hidden_dim or 4 * dim)
+            self.shared = Mlp(dataclasses.replace(_network(config), hidden_dim=hidden), dim)
+        self.task_dependent, self.task_dim = self.router.task_dependent, self.router.task_dim
+
+    @classmethod
+    def at(cls, config: Any, layer: int) -> Any:
+        """Return these options where the layer has experts, else those of the dense feed-forward."""
+        if (layer + 1) % config.every == 0:
+            return config
+        if config.dense is not None:
+            return type(config.dense).owner.at(config.dense, layer)
+        return ModalityFeedForward.Config(**dataclasses.asdict(_network(config)))
+
+    def forward(
+        self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext
+    ) -> tuple[Float[Tensor, "t d"], Aux]:
+        """Route, transform, weight; return the weighted balance losses in training."""
+        routing = self.router(x, seq=seq, ctx=ctx)
+        ctx.stats[f"{ctx.layer}/{SUFFIX}"] = RoutingRecord(routing.experts_tk, routing.probs_te.detach(), seq)
+        y = self._experts(x, routing)  # pyright: ignore[reportCallIssue] disable() is untyped
+        if self.shared is not None:
+            y = y + self.shared(x)
+        return y, balance(routing, seq, self.config.balance)
+
+    @torch.compiler.disable
+    def _experts(self, x: Tensor, routing: Routing) -> Tensor:
+        """Run the experts; never traced, since the sizes differ with every batch."""
+        y = self.experts(
+            x,
+            routing.experts_tk,
+            routing.weights_tk,
+            capacity=self._capacity(*routing.experts_tk.shape),
+            kernel=self.config.kernel,
+        )
+        return y.to(x.dtype)
+
+    def _capacity(self, tokens: int, top_k: int) -> int | None:
+        factor = self.config.capacity_factor
+        return None if factor is None else math.ceil(factor * tokens * top_k / self.config.num_experts)
+
+    def flops(self, tokens: int) -> int:
+        """Count the router, top_k experts and the shared ones for each token."""
+        top_k = getattr(self.config.router, "top_k", self.config.num_experts)
+        router = 2 * tokens * self.config.num_experts * (self.dim + self.task_dim)
+        shared = 0 if self.shared is None else 2 * tokens * num_weights(self.shared)
+        return router + self.experts.flops(tokens * top_k) + shared
+
+
+def _network(config: MlpConfig) -> MlpConfig:
+    """Return the options of the network alone."""
+    return MlpConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(MlpConfig)})

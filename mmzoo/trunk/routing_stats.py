@@ -1,0 +1,127 @@
+"""Who sent what to which expert: counts by layer, task and modality that merge over batches and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmzoo.trunk.plan import SeqInfo
+
+SUFFIX = "routing"
+"""A layer keeps its record in the context's stats under `<layer>/routing`."""
+
+
+@dataclass(frozen=True)
+class RoutingRecord:
+    """The choices of one layer in one forward, and whose rows they are; summed up only when someone asks."""
+
+    experts_tk: Int[Tensor, "t k"]
+    probs_te: Float[Tensor, "t e"]
+    seq: SeqInfo
+
+    def spans(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield (task, modality, start, end) of the buffer's rows; the task is empty where all share them."""
+        tasks = self.seq.task_spans or (("", 0, self.seq.num_tokens),)
+        for name, (first, last) in self.seq.modality_slices.items():
+            for task, start, end in tasks:
+                if max(first, start) < min(last, end):
+                    yield task, name, max(first, start), min(last, end)
+
+    def use(self) -> dict[tuple[str, str], ExpertUse]:
+        """Return the sums by (task, modality)."""
+        found: dict[tuple[str, str], ExpertUse] = {}
+        for task, modality, start, end in self.spans():
+            part = ExpertUse.of(self.experts_tk[start:end], self.probs_te[start:end])
+            key = (task, modality)
+            found[key] = found[key].merge(part) if key in found else part
+        return found
+
+
+@dataclass(frozen=True)
+class ExpertUse:
+    """Sums over tokens: how many chose each expert, its probabilities, the entropies, the tokens."""
+
+    chosen: Float[Tensor, " e"]
+    probs: Float[Tensor, " e"]
+    entropy: float
+    tokens: int
+
+    @staticmethod
+    def of(experts_tk: Int[Tensor, "t k"], probs_te: Float[Tensor, "t e"]) -> ExpertUse:
+        """Sum over some tokens, on the host."""
+        flat = experts_tk.reshape(-1)
+        chosen = torch.zeros(probs_te.shape[1], device=flat.device)
+        chosen = chosen.scatter_add(0, flat, torch.ones_like(flat, dtype=chosen.dtype))
+        entropy = -torch.special.xlogy(probs_te, probs_te).sum()
+        return ExpertUse(
+            chosen.double().cpu(), probs_te.sum(0).double().cpu(), float(entropy), len(experts_tk)
+        )
+
+    def merge(self, other: ExpertUse) -> ExpertUse:
+        """Add the sums of other tokens."""
+        return ExpertUse(
+            self.chosen + other.chosen,
+            self.probs + other.probs,
+            self.entropy + other.entropy,
+            self.tokens + other.tokens,
+        )
+
+    @property
+    def share(self) -> Float[Tensor, " e"]:
+        """Return the share of all choices that fell on each expert."""
+        return self.chosen / self.chosen.sum().clamp(min=1)
+
+    def figures(self) -> dict[str, float]:
+        """Return scalars, each 1 for perfectly even use.
+
+        load_entropy: entropy of the shares / log E. entropy: mean entropy of a token's probabilities / log E.
+        max_load: largest share x E. used: part of the experts that anyone chose.
+        """
+        count = len(self.chosen)
+        scale = math.log(count) if count > 1 else 1.0
+        share = self.share
+        return {
+            "load_entropy": float(-torch.special.xlogy(share, share).sum()) / scale,
+            "entropy": self.entropy / max(self.tokens, 1) / scale,
+            "max_load": float(share.max()) * count,
+            "used": float((self.chosen > 0).double().mean()),
+        }
+
+
+RoutingUse = dict[int, dict[tuple[str, str], ExpertUse]]
+"""Layer -> (task, modality) -> sums."""
+
+
+def routing_use(stats: Mapping[str, Any]) -> RoutingUse:
+    """Sum up the records that a forward left in the context's stats."""
+    found: RoutingUse = {}
+    for key, value in stats.items():
+        layer, _, name = key.partition("/")
+        if name == SUFFIX and isinstance(value, RoutingRecord):
+            found[int(layer)] = value.use()
+    return found
+
+
+def merge_use(first: RoutingUse, second: RoutingUse) -> RoutingUse:
+    """Add the sums of two parts of the data."""
+    merged = {layer: dict(own) for layer, own in first.items()}
+    for layer, own in second.items():
+        place = merged.setdefault(layer, {})
+        for key, use in own.items():
+            place[key] = place[key].merge(use) if key in place else use
+    return merged
+
+
+def whole(own: Mapping[tuple[str, str], ExpertUse]) -> ExpertUse:
+    """Return the sums of a layer over all tasks and modalities."""
+    parts = list(own.values())
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.merge(part)
+    return total
