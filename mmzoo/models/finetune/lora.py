@@ -35,8 +35,8 @@ class LoraConfig(schema.Config):
     dropout_prob: float = 0.0
     """dropout before the factors"""
     targets: list[str] = field(default_factory=lambda: ["qkv", "out"])
-    """linear maps of the trunk by their last name (qkv, out, w_in, w_out), ffn for all of the feed-forwards, or
-    parts of the model such as modalities.fmri.core"""
+    """linear maps of the trunk by their last name (qkv, out, w_in, w_out), ffn for those of the
+    feed-forwards, or parts of the model such as modalities.fmri.core"""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -176,7 +176,8 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
     wrong = [n for n, t in state.items() if n not in known or known[n].shape != t.shape]
     missing = [n for n in known if is_factor(n) and n not in state]
     if wrong or missing:
-        found = f"{len(wrong)} tensors that the model lacks, {len(missing)} missing ({[*wrong, *missing][0]} first)"
+        first = [*wrong, *missing][0]
+        found = f"{len(wrong)} tensors that the model lacks, {len(missing)} missing ({first} first)"
         raise CheckpointError.at(str(folder), found, "an adapter of this model", "Build its base model.")
     model.load_state_dict(state, strict=False)
     return config

@@ -1,4 +1,4 @@
-"""Parts of a model by short names: `trunk`, `trunk.blocks.0-5`, `trunk.ffn.image`, `modalities.audio`, `*.bias`.
+"""Parts of a model by short names: `trunk`, `trunk.blocks.0-5`, `trunk.ffn.image`, `modalities.audio`.
 
 A part is a set of parameters. Its name is a dotted path into the model, with these liberties:
 `modalities.x` for `adapters.x`; `blocks.0-5` for several blocks; `trunk.ffn`, `trunk.mixer` for those of

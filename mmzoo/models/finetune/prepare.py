@@ -17,8 +17,8 @@ class FineTuneConfig(schema.Config):
     """Options of fine-tuning that a model has."""
 
     freeze: list[str] = field(default_factory=list)
-    """parts that do not learn, in order, `~` before a part thaws it: trunk, trunk.blocks.0-5, trunk.ffn.image,
-    modalities.audio, heads.x, norms, trunk.norms, patterns of parameter names such as *.bias"""
+    """parts that do not learn, in order, `~` before a part thaws it: trunk, trunk.blocks.0-5,
+    trunk.ffn.image, modalities.audio, heads.x, norms, trunk.norms, names with wildcards such as *.bias"""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """low-rank factors on linear maps; freezes all but them and the heads"""
 

@@ -35,7 +35,7 @@ def start_trunk(trunk: Trunk, source: str) -> None:
     check_name(name, WHERE)
     options = TimmAdapter.Config(model=name, pretrained=SCHEMES[scheme])
     vit, _ = create_backbone(options, keep_head=True, where=WHERE)
-    _check(trunk, vit, name)
+    blocks = _check(trunk, vit, name)
     state = {k: v for k, v in from_timm(vit.state_dict()).items() if _block(k) < len(trunk.blocks)}
     missing, unexpected = trunk.load_state_dict(_spread(state, trunk), strict=False)
     if missing or unexpected:
@@ -44,7 +44,7 @@ def start_trunk(trunk: Trunk, source: str) -> None:
         )
         do = "Use the mixer attention and a feed-forward of type modality or shared."
         raise CheckpointError.at(WHERE, found, "plain ViT blocks", do)
-    log.info("trunk: %d of %d blocks and the norm start from %s", len(trunk.blocks), len(vit.blocks), source)
+    log.info("trunk: %d of %d blocks and the norm start from %s", len(trunk.blocks), blocks, source)
 
 
 def _spread(state: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
@@ -67,8 +67,8 @@ def _block(name: str) -> int:
     return int(words[1]) if words[0] == "blocks" else -1
 
 
-def _check(trunk: Trunk, vit: Any, name: str) -> None:
-    """Raise one error that lists every option of the trunk that differs from the ViT's."""
+def _check(trunk: Trunk, vit: Any, name: str) -> int:
+    """Return the number of the ViT's blocks; raise one error that lists every option that differs."""
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(vit, VisionTransformer) or not _is_plain(vit):
@@ -79,14 +79,16 @@ def _check(trunk: Trunk, vit: Any, name: str) -> None:
     if given["ffn.hidden_dim"] is None:
         given["ffn.hidden_dim"] = 4 * trunk.config.dim
     wrong = {k: v for k, v in wanted.items() if given[k] != v}
-    if len(trunk.blocks) > len(vit.blocks):
-        wrong["depth"] = len(vit.blocks)
+    blocks = sum(1 for _ in vit.blocks.children())
+    if len(trunk.blocks) > blocks:
+        wrong["depth"] = blocks
     if trunk.norm is None:
         wrong["final_norm"] = "per_modality"
     if wrong:
         found = ", ".join(f"{k} {_text(_at(have, k))}" for k in wrong)
         do = "Set " + " ".join(f"model.trunk.{k}={_text(v)}" for k, v in wrong.items()) + "."
         raise ConfigError.at(WHERE, found, f"the options of {name}", do)
+    return blocks
 
 
 def wanted_options(vit: Any) -> dict[str, Any]:
