@@ -23,6 +23,10 @@ from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.models.encoding import Encoding
+from mmzoo.models.finetune.freeze import settle
+from mmzoo.models.finetune.graft import donors
+from mmzoo.models.finetune.prepare import FineTuneConfig, prepare
+from mmzoo.models.finetune.trunk_init import start_trunk
 
 JOINT = "+"
 """Joins the modalities of a joint pass: `image+text`."""
@@ -64,8 +68,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
     """
 
     @dataclass(kw_only=True)
-    class Config(schema.Config):
-        """What the model consists of."""
+    class Config(FineTuneConfig):
+        """What the model consists of, and how much of it learns."""
 
         modalities: dict[str, Any] = schema.many("modalities")
         """input name -> adapter"""
@@ -101,6 +105,7 @@ class MultimodalModel(nn.Module, schema.Configurable):
             ]
             if faults:
                 raise ConfigError("\n".join(faults))
+            donors(self.modalities)
 
     def __init__(self, config: Config) -> None:
         """Build every part from its options."""
@@ -124,6 +129,9 @@ class MultimodalModel(nn.Module, schema.Configurable):
                 for task, spec in config.heads.items()
             }
         )
+        if config.trunk.init_from:
+            start_trunk(self.trunk, config.trunk.init_from)
+        prepare(self, config)
 
     @classmethod
     def resolve(cls, config: Config, info: DataInfo) -> Config:
@@ -142,7 +150,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
             m: dataclasses.replace(c, pretrained=False) if getattr(c, "pretrained", False) else c
             for m, c in config.modalities.items()
         }
-        return dataclasses.replace(config, modalities=modalities)
+        trunk = dataclasses.replace(config.trunk, init_from="")
+        return dataclasses.replace(config, modalities=modalities, trunk=trunk)
+
+    def train(self, mode: bool = True) -> MultimodalModel:  # noqa: FBT001, FBT002 torch's signature
+        """Set the mode; parts that learn nothing stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            settle(self)
+        return self
 
     @property
     def modalities(self) -> tuple[str, ...]:
