@@ -3,11 +3,9 @@ weights-only."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,34 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmzoo.checkpoints.disk import sha256_of, write_atomic
 from mmzoo.errors import CheckpointError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 KEY_VERSION = 1
 """Raised whenever parameter names change, so that old files can be mapped."""
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or none: to a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_export(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
