@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
 from mmzoo.errors import ConfigError, close_matches
+from mmzoo.learners.ema import ema_of
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -78,7 +80,7 @@ class Keeper(pl.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self._improved(trainer):
-            trainer.save_checkpoint(self.best_path, weights_only=True)
+            self._save_best(trainer, pl_module)
         self._save_last(trainer)
         self._leave(trainer, self._agreed(trainer, self._asked))
 
@@ -86,7 +88,7 @@ class Keeper(pl.Callback):
         """Save the final state; without any validation it is also the best there is."""
         self._save_last(trainer)
         if self.best is None:
-            trainer.save_checkpoint(self.best_path, weights_only=True)
+            self._save_best(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -102,6 +104,12 @@ class Keeper(pl.Callback):
 
     def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:  # noqa: FBT001 a vote
         return trainer.strategy.reduce_boolean_decision(wish, all=False) if trainer.world_size > 1 else wish
+
+    def _save_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what was validated: the average of the weights where there is one."""
+        average = ema_of(trainer)
+        with average.averaged(pl_module) if average else nullcontext():
+            trainer.save_checkpoint(self.best_path, weights_only=True)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.last_path, weights_only=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,7 @@ from pytorch_lightning.utilities.exceptions import (
 
 from mmzoo import schema
 from mmzoo.errors import ConfigError
+from mmzoo.learners.ema import EmaConfig
 
 
 class Checkpointing(str, Enum):
@@ -70,6 +71,8 @@ class TrainerConfig(schema.Config):
     """CPU threads of torch; 0: torch's own choice"""
     deterministic: bool = True
     """refuse operations without a deterministic algorithm"""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """moving average of the weights, which validation and the export then use"""
 
     def __post_init__(self) -> None:
         """Check that training ends, and the names."""

@@ -20,8 +20,8 @@ from mmzoo.models.finetune.parts import select
 FACTORS = (FACTOR_A, FACTOR_B)
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
-TRAINED_IN_FULL = ("heads",)
-"""Parts that learn beside the factors: a head of new classes could not do without."""
+TRAINED_IN_FULL = ("heads", "decoder")
+"""Parts that learn beside the factors: heads of new tasks could not do without."""
 
 
 @dataclass(kw_only=True)
