@@ -16,6 +16,7 @@ from mmzoo.errors import ConfigError
 from mmzoo.learners.optim import OptimConfig, build_optimizer, check_schedule, lr_factor
 from mmzoo.learners.tasks import Task, TaskConfig
 from mmzoo.learners.tracker import Tracker
+from mmzoo.learners.unfreeze import UnfreezeConfig, Unfreezing
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.state import LossState
 from mmzoo.trunk.base import MixerContext
@@ -38,6 +39,8 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         """optimiser and schedule"""
         aux_weight: float = 1.0
         """factor on auxiliary losses that mixers and routers return"""
+        unfreeze: UnfreezeConfig = field(default_factory=UnfreezeConfig)
+        """gradual unfreezing: when which part of the model begins to learn"""
 
     def __init__(
         self,
@@ -57,10 +60,16 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         self.config, self.model, self.info, self.seed = config, model, info, seed
         self.tasks = {name: Task(name, c) for name, c in tasks.items()}
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
+        self.unfreezing = Unfreezing(config.unfreeze, model)
         self.tracker = Tracker(self.tasks, info)
         self.last_losses: dict[str, Tensor] = {}
         self.meta: dict[str, Any] = {}
         self.log_every_steps = 10
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the parts learn whose turn has come; what still waits is in evaluation mode."""
+        if self.unfreezing.update(self.global_step, self.current_epoch):
+            self.model.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; parts are kept in `last_losses` and logged every few steps."""
