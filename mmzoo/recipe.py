@@ -20,6 +20,7 @@ from mmzoo.errors import ConfigError
 from mmzoo.learners.multitask import MultitaskLearner
 from mmzoo.learners.tasks import TaskConfig, faults_of, modalities_of, with_heads
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
+from mmzoo.models.finetune.graft import donors, graft
 from mmzoo.models.multimodal import MultimodalModel
 
 
@@ -127,6 +128,8 @@ def build(
     learner.log_every_steps = config.trainer.log_every_steps
     if config.init_from:
         zoo.start_from(model, config.init_from)
+    if fetch:
+        graft(model.trunk, donors(options.modalities))
     _prepare_trunk(model, config.trainer)
     trainer = build_trainer(config.trainer, run_dir, callbacks, loggers)
     config = dataclasses.replace(config, model=options)
