@@ -14,6 +14,8 @@ from mmzoo import __version__, compose, configs, schema
 from mmzoo.batch import DataInfo
 from mmzoo.checkpoints import files
 from mmzoo.errors import CheckpointError, close_matches
+from mmzoo.models.finetune.lora import LoraConfig, merged_state, write_adapter
+from mmzoo.models.finetune.prepare import plain
 from mmzoo.models.multimodal import MultimodalModel
 
 log = logging.getLogger(__name__)
@@ -131,16 +133,24 @@ def describe(model: MultimodalModel, info: DataInfo, recipe: dict[str, Any] | No
 
 
 def export(model: MultimodalModel, folder: str | Path, config: dict[str, Any]) -> Path:
-    """Write `model.safetensors` and `config.json`."""
-    return files.write_export(Path(folder), model.state_dict(), config)
+    """Write `model.safetensors` and `config.json`: a plain model, whatever fine-tuning made of it.
+
+    LoRA factors are folded into the weights; they are also written to `adapter/` in PEFT's format.
+    """
+    lora = model.config.lora
+    if lora.rank:
+        write_adapter(model, lora, Path(folder) / "adapter")
+    return files.write_export(Path(folder), merged_state(model.state_dict(), lora.scale), plain(config))
 
 
 def start_from(model: MultimodalModel, source: str | Path) -> dict[str, list[str]]:
     """Load into `model` every tensor of `source` that fits; return what did not, and say it in the log.
 
-    Tensors of another shape (a head with other classes) keep their fresh values.
+    Tensors of another shape (a head with other classes) keep their fresh values. LoRA factors in a checkpoint
+    are folded into its weights first.
     """
-    _, state = read_source(source)
+    saved, state = read_source(source)
+    state = merged_state(state, schema.parse(LoraConfig, saved["model"].get("lora", {}), "model.lora").scale)
     fitting, report = files.fit_state(state, model.state_dict())
     if not fitting:
         raise CheckpointError.at(
