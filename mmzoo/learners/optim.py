@@ -20,6 +20,7 @@ class Decay(str, Enum):
 
     COSINE = "cosine"
     LINEAR = "linear"
+    POLY = "poly"
     CONSTANT = "constant"
 
 
@@ -44,6 +45,8 @@ class OptimConfig(schema.Config):
     """share of all steps with linear warm-up"""
     decay: Decay = Decay.COSINE
     """how the rate falls afterwards"""
+    poly_power: float = 0.9
+    """exponent of decay poly: the rate is (1 - share of steps done) to this power"""
     min_lr_ratio: float = 0.01
     """final over peak learning rate"""
     layer_decay: float = 1.0
@@ -59,6 +62,8 @@ class OptimConfig(schema.Config):
             raise ConfigError.at("optim.lr", str(self.lr), "a positive number", "Try 1e-3.")
         if not 0 <= self.warmup < 1:
             raise ConfigError.at("optim.warmup", str(self.warmup), "a share in [0, 1)", "Try 0.05.")
+        if not self.poly_power > 0:
+            raise ConfigError.at("optim.poly_power", str(self.poly_power), "a positive number", "Try 0.9.")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError.at("optim.layer_decay", str(self.layer_decay), "a factor in (0, 1]", "Try 0.9.")
         for part, scale in self.lr_scales.items():
@@ -120,8 +125,8 @@ def check_schedule(total_steps: int | float, config: OptimConfig) -> None:
 def lr_factor(step: int, total_steps: int | float, config: OptimConfig) -> float:
     """Return the factor on the peak learning rate at a step (0-based).
 
-    Math: linear from 1/w to 1 over w warm-up steps, then min + (1 - min) (1 + cos(pi u)) / 2 with u in [0,
-    1].
+    Math: linear from 1/w to 1 over w warm-up steps, then min + (1 - min) f(u) with u in [0, 1]: f = (1 +
+    cos(pi u)) / 2 for cosine, 1 - u for linear, (1 - u)^p for poly.
     """
     warmup = int(config.warmup * total_steps) if config.warmup else 0
     if step < warmup:
@@ -129,5 +134,8 @@ def lr_factor(step: int, total_steps: int | float, config: OptimConfig) -> float
     if config.decay is Decay.CONSTANT:
         return 1.0
     u = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    fall = (1 + math.cos(math.pi * u)) / 2 if config.decay is Decay.COSINE else 1 - u
+    if config.decay is Decay.COSINE:
+        fall = (1 + math.cos(math.pi * u)) / 2
+    else:
+        fall = (1 - u) ** (config.poly_power if config.decay is Decay.POLY else 1.0)
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall

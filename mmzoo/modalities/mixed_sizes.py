@@ -14,11 +14,13 @@ from mmzoo.batch import ModalityInput, TokenSequence
 
 
 class Embedded(NamedTuple):
-    """Tokens (k n d) of images of one size, the grid their patches lie on, and their biases (1 h n n)."""
+    """Tokens (k n d) of images of one size, the grid their patches lie on, their biases (1 h n n), and the
+    backbone's feature maps (k c h w) where those are wanted."""
 
     tokens: Tensor
     grid: tuple[int, ...] | None
     biases: tuple[Tensor, ...] = ()
+    levels: tuple[Tensor, ...] = ()
 
 
 Embed = Callable[[Float[Tensor, "k c height width"]], Embedded]
@@ -28,7 +30,7 @@ def embed_by_size(x: ModalityInput, embed: Embed, name: str, num_prefix: int) ->
     """Embed each size that occurs once, unpadded, so that padding cannot reach a token.
 
     Shape: values (k c height width), sizes (k 3) -> tokens (k n d), right-padded to the longest row; biases
-    one for all rows where sizes agree, else one a row.
+    one for all rows where sizes agree, else one a row; feature maps where sizes agree.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for row, (_, height, width) in enumerate(x.sizes.tolist()):
@@ -38,7 +40,9 @@ def embed_by_size(x: ModalityInput, embed: Embed, name: str, num_prefix: int) ->
         part = embed(x.values[:, :, :height, :width])
         valid = torch.ones(part.tokens.shape[:2], dtype=torch.bool)
         grids = None if part.grid is None else (part.grid,) * len(x)
-        return TokenSequence(part.tokens, valid, x.index, name, grids, num_prefix, part.biases)
+        return TokenSequence(
+            part.tokens, valid, x.index, name, grids, num_prefix, part.biases, levels=part.levels
+        )
     parts = [embed(x.values[rows][:, :, :height, :width]) for (height, width), rows in groups.items()]
     return _interleave(x, parts, list(groups.values()), name, num_prefix)
 

@@ -119,6 +119,8 @@ class TimmAdapter(ModalityAdapter):
         "Whether the backbone is left as it is: evaluation mode, no gradient."
         out: Output = Output.FEATURE_MAP
         "feature_map, tokens or pooled."
+        levels: list[int] = field(default_factory=list)
+        "Blocks (ViT) or stages whose feature maps go along for a decoder, from 0; the final one comes last."
         drop_path: float = 0.0
         "Stochastic depth of the backbone (probability in its last block); 0 leaves timm's default."
         memory_format: MemoryFormat = MemoryFormat.CHANNELS_LAST
@@ -129,6 +131,13 @@ class TimmAdapter(ModalityAdapter):
         def __post_init__(self) -> None:
             """Check the name; let preprocess know which record is meant."""
             check_name(self.model, "model")
+            if sorted(set(self.levels)) != self.levels or min(self.levels, default=0) < 0:
+                do = "For a ViT of 12 blocks take [2,5,8]."
+                raise ConfigError.at("levels", str(self.levels), "ascending numbers from 0", do)
+            if self.levels and self.out is Output.POOLED:
+                raise ConfigError.at(
+                    "levels", "levels with out=pooled", "feature_map or tokens", "Change out."
+                )
             reserved = sorted({"pretrained", "num_classes", "model_name"} & self.create.keys())
             if reserved:
                 found = ", ".join(reserved)
@@ -160,10 +169,20 @@ class TimmAdapter(ModalityAdapter):
         nn.init.zeros_(self.proj.bias)
         own = int(getattr(self.backbone, "num_prefix_tokens", 0) or 0)
         self.num_own = 0 if pooled else own
+        self.level_dims = self._level_dims(width) if config.levels else ()
         self.num_prefix = 1 + (own if config.out is Output.TOKENS else 0)
         if config.freeze:
             self.backbone.requires_grad_(requires_grad=False)
             self.backbone.eval()
+
+    def _level_dims(self, width: int) -> tuple[int, ...]:
+        """Return the channels of each feature map that goes along, the final one's last."""
+        stages: Any = getattr(self.backbone, "feature_info", ())
+        if not hasattr(self.backbone, "forward_intermediates") or max(self.config.levels) >= len(stages):
+            found = f"levels {self.config.levels} of {self.config.model}"
+            expected = f"numbers below {len(stages)}" if stages else "a backbone that gives intermediate maps"
+            raise ConfigError.at(f"{self.name}.levels", found, expected, "Change them, or the backbone.")
+        return (*(int(stages[i]["num_chs"]) for i in self.config.levels), width)
 
     def train(self, mode: bool = True) -> TimmAdapter:  # noqa: FBT001, FBT002 torch's signature
         """Switch the mode of all but a frozen backbone."""
@@ -184,16 +203,34 @@ class TimmAdapter(ModalityAdapter):
 
     def _embed(self, images: Float[Tensor, "k c height width"]) -> Embedded:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
-            features, grid = self._features(images.contiguous(memory_format=self.memory_format))
+            features, grid, levels = self._features(images.contiguous(memory_format=self.memory_format))
         tokens = self.proj(features)
         cls = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
-        return Embedded(torch.cat([cls, tokens], dim=1), grid)
+        return Embedded(torch.cat([cls, tokens], dim=1), grid, levels=self._maps(features, grid, levels))
 
-    def _features(self, images: Tensor) -> tuple[Float[Tensor, "k n c"], tuple[int, ...] | None]:
+    def _maps(
+        self, features: Float[Tensor, "k n c"], grid: tuple[int, ...] | None, levels: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return the intermediate feature maps and, last, the final features laid on their grid."""
+        if not self.config.levels:
+            return ()
+        if grid is None:
+            raise ShapeError.at(self.name, "final tokens without a grid", "a feature map", "Drop levels.")
+        body = features[:, features.shape[1] - math.prod(grid) :]
+        return (*levels, body.transpose(1, 2).unflatten(2, grid))
+
+    def _run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if not self.config.levels:
+            return self.backbone.forward_features(images), []
+        return self.backbone.forward_intermediates(images, indices=self.config.levels, output_fmt="NCHW")
+
+    def _features(
+        self, images: Tensor
+    ) -> tuple[Float[Tensor, "k n c"], tuple[int, ...] | None, list[Tensor]]:
         try:
             if self.config.out is Output.POOLED:
-                return self.backbone(images)[:, None], (1, 1)
-            features: Tensor = self.backbone.forward_features(images)
+                return self.backbone(images)[:, None], (1, 1), []
+            features, levels = self._run(images)
         except AssertionError as error:
             found = f"{self.config.model} refuses images of {tuple(images.shape[1:])} ({error})"
             do = "Set preprocess.size, create.img_size or create.dynamic_img_size=true."
@@ -201,10 +238,11 @@ class TimmAdapter(ModalityAdapter):
         if features.ndim == 4:
             last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
             features = features if last else features.permute(0, 2, 3, 1)
-            return features.flatten(1, 2), (features.shape[1], features.shape[2])
+            return features.flatten(1, 2), (features.shape[1], features.shape[2]), levels
+        grid = _grid(features.shape[1] - self.num_own, images)
         if self.config.out is Output.FEATURE_MAP:
-            return features[:, self.num_own :], _grid(features.shape[1] - self.num_own, images)
-        return features, _grid(features.shape[1] - self.num_own, images)
+            features = features[:, self.num_own :]
+        return features, grid, levels
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:

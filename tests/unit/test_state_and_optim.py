@@ -74,3 +74,14 @@ def test_timm_optimisers_by_name_and_a_wrong_name():
 def test_nothing_to_train_is_said():
     with pytest.raises(ConfigError, match="no trainable parameter"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+def test_polynomial_decay_is_that_of_the_dense_benchmarks():
+    config = OptimConfig(warmup=0.0, decay=Decay.POLY, min_lr_ratio=0.0)
+    for step in (0, 1, 20_000, 39_999, 40_000):
+        assert lr_factor(step, 40_000, config) == pytest.approx((1 - step / 40_000) ** 0.9)
+    assert lr_factor(30, 40, OptimConfig(warmup=0.0, decay=Decay.POLY, poly_power=2.0, min_lr_ratio=0.2)) == (
+        pytest.approx(0.2 + 0.8 * 0.25**2)
+    )
+    with pytest.raises(ConfigError, match=r"optim.poly_power: 0.0; expected a positive number"):
+        OptimConfig(poly_power=0.0)
