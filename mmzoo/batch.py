@@ -244,6 +244,8 @@ class PredictionKind(str, Enum):
     """(k, classes) logits, of which one is right"""
     LABELS = "labels"
     """(k, labels) logits, each a question of its own"""
+    TOKENS = "tokens"
+    """(q, d) vectors of hidden tokens, each to be found among the teacher's (n, d)"""
     DENSE = "dense"
     """(k, channels, H, W) raw outputs at the resolution of the image the model was given; `DenseKind` says
     what the label beside them is"""
@@ -282,6 +284,16 @@ class Prediction:
     index: Int[Tensor, " k"]
     scale: Float[Tensor, ""] | None = None
     offset: Float[Tensor, ""] | None = None
+
+
+@dataclass(frozen=True)
+class TokenPrediction(Prediction):
+    """What a denoising head gives for one modality of a pass: values (q d), what it makes of each hidden
+    token, and the sample of each; keys (n d), what the teacher makes of every token, and on the host which of
+    them each hidden token is."""
+
+    keys: Float[Tensor, "n d"] = field(kw_only=True)
+    own: Int[Tensor, " q"] = field(kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,14 @@ TABLE = {
     "contrastive": Row(
         "mmzoo.heads.contrastive:ContrastiveHead", "pooled, projected, L2-normalised, with temperature"
     ),
+    "denoise": Row(
+        "mmzoo.models.denoising:DenoisingHead", "hides tokens and fills them in with a decoder (ONE-PEACE)"
+    ),
     "linear": Row("mmzoo.heads.classifier:LinearHead", "pooled -> class logits"),
     "mlp": Row("mmzoo.heads.classifier:MlpHead", "pooled -> hidden layer -> class logits"),
     "dense": Row("mmzoo.heads.dense:DenseHead", "a decoder's feature map -> a value or logits a pixel"),
+    "pixel": Row("mmzoo.heads.pixel:PixelHead", "the same by one 1x1 convolution"),
+    "pair_mlp": Row("mmzoo.heads.pair:PairMlpHead", "two passes, pooled alike -> hidden layer -> class logits"),
     "multilabel_mlp": Row(
         "mmzoo.heads.classifier:MultiLabelMlpHead", "pooled -> hidden layer -> one independent logit a label"
     ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
 
 from mmzoo import schema
 from mmzoo.batch import DataInfo, Prediction, PredictionKind, TokenSequence
+from mmzoo.errors import ConfigError
 
 
 class Head(nn.Module, schema.Configurable):
@@ -34,3 +36,21 @@ class Head(nn.Module, schema.Configurable):
         """Fill options left open (the number of classes) from the data set; return the options."""
         del info, target
         return config
+
+
+class PairHead(Head):
+    """Reads two passes at once, such as `text+image` and `text+image2`; gives one prediction for both.
+
+    A sample counts where it has both.
+    """
+
+    def __init__(self, config: Any, *, dim: int, passes: tuple[str, ...]) -> None:
+        """Check that there are two passes."""
+        if len(passes) != 2:
+            do = "Name two: passes: [text+image, text+image2]."
+            raise ConfigError.at("head.passes", ", ".join(passes) or "none", "two passes", do)
+        super().__init__(config, dim=dim, passes=passes)
+
+    def pair(self, sequences: Mapping[str, TokenSequence]) -> dict[str, Prediction]:
+        """Predict for the samples that have both passes, under `first~second`; {} where one is absent."""
+        raise NotImplementedError

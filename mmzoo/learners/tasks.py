@@ -118,10 +118,12 @@ def with_heads(config: MultimodalModel.Config, tasks: Mapping[str, TaskConfig]) 
     return dataclasses.replace(config, heads=heads)
 
 
-def modalities_of(tasks: Mapping[str, TaskConfig], modalities: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the modalities that at least one task reads, in the model's order."""
+def modalities_of(
+    tasks: Mapping[str, TaskConfig], modalities: tuple[str, ...], inputs: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return those of the model's inputs (modalities and views of them) that a task reads, in its order."""
     used = {m for t in tasks.values() for p in t.resolve_passes(modalities) for m in p.split(JOINT)}
-    return tuple(m for m in modalities if m in used)
+    return tuple(m for m in inputs or modalities if m in used)
 
 
 def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo) -> list[str]:
@@ -140,6 +142,10 @@ def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo
             expected = f"{gives.value}, which the head gives"
             faults.append(str(ConfigError.at(f"{where}.{part}", found, expected, do)))
         faults += _dense_faults(f"{where}.{part}", options, task.target, info)
+    try:
+        task.objective.build().check(tuple(spec.passes))
+    except ConfigError as error:
+        faults.append(f"{where}.objective.{error}")
     targets = {f"{where}.target": task.target}
     targets |= {f"{where}.metrics.{i}.target": getattr(m, "target", "") for i, m in enumerate(task.metrics)}
     for place, target in targets.items():

@@ -12,21 +12,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mmzoo.batch import Batch, DataInfo, ModalityInput, ModelOutput, Prediction, TokenSequence
-from mmzoo.errors import ConfigError, close_matches
-from mmzoo.heads.base import Head
-from mmzoo.modalities.base import ModalityAdapter, Preprocess
-from mmzoo.models.dense import Maps, build_decoder, decode, is_dense
-from mmzoo.trunk.base import MixerContext
-from mmzoo.trunk.trunk import Trunk, TrunkOutput
 from torch import Tensor, nn
 
 from mmzoo import schema
+from mmzoo.batch import Batch, DataInfo, ModalityInput, ModelOutput, Prediction, TokenSequence
+from mmzoo.errors import ConfigError, close_matches
+from mmzoo.heads.base import Head, PairHead
+from mmzoo.heads.masked import Hidden, MaskedHead
+from mmzoo.modalities.base import ModalityAdapter, Preprocess
+from mmzoo.models.dense import Maps, build_decoder, decode, is_dense
 from mmzoo.models.encoding import Encoding
 from mmzoo.models.finetune.freeze import settle
 from mmzoo.models.finetune.graft import donors
 from mmzoo.models.finetune.prepare import FineTuneConfig, prepare
 from mmzoo.models.finetune.trunk_init import start_trunk
+from mmzoo.models.masked import (
+    Students,
+    compare,
+    draw_students,
+    facts_of,
+    is_masked,
+    mask_generator,
+    still_passes,
+)
+from mmzoo.trunk.base import MixerContext
+from mmzoo.trunk.trunk import Trunk, TrunkOutput
 
 JOINT = "+"
 """Joins the modalities of a joint pass: `image+text`."""
@@ -54,10 +64,17 @@ class Encoded:
     by_task: Mapping[str, Mapping[str, Encoding]] = field(default_factory=dict)
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
+    hidden: Mapping[str, Hidden] = field(default_factory=dict)
 
     def of(self, task: str) -> Mapping[str, Encoding]:
         """Return what a task sees."""
-        return self.by_task.get(task, {}) if self.by_task else self.shared
+        return {**self.shared, **self.by_task.get(task, {})}
+
+    def beside(self, still: Encoded) -> Encoded:
+        """Add passes that ran apart, without gradient; their auxiliary losses have none either."""
+        tasks = {**self.by_task, **still.by_task}
+        by_task = {t: {**self.by_task.get(t, {}), **still.by_task.get(t, {})} for t in tasks}
+        return dataclasses.replace(self, shared={**self.shared, **still.shared}, by_task=by_task)
 
 
 class MultimodalModel(nn.Module, schema.Configurable):
@@ -73,6 +90,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
 
         modalities: dict[str, Any] = schema.many("modalities")
         """input name -> adapter"""
+        views: dict[str, str] = field(default_factory=dict)
+        """further input of a kind (a second picture) -> modality whose adapter, FFN and norm it shares"""
         trunk: Trunk.Config = field(default_factory=Trunk.Config)
         """the shared self-attention trunk"""
         decoder: Any = schema.maybe("decoders")
@@ -84,7 +103,11 @@ class MultimodalModel(nn.Module, schema.Configurable):
             """Check the names, and that every pass is made of modalities that exist."""
             faults = [
                 str(ConfigError.at(where, repr(name), "a name without . or + that torch leaves free", do))
-                for where, names in (("modalities", self.modalities), ("heads", self.heads))
+                for where, names in (
+                    ("modalities", self.modalities),
+                    ("views", self.views),
+                    ("heads", self.heads),
+                )
                 for name in names
                 if not name or name in RESERVED or set(name) & {".", JOINT}
                 for do in ("Rename it.",)
@@ -95,17 +118,29 @@ class MultimodalModel(nn.Module, schema.Configurable):
                         f"heads.{task}.passes",
                         repr(name),
                         "modalities of the model",
-                        close_matches(m, self.modalities),
+                        close_matches(m, self.inputs),
                     )
                 )
                 for task, spec in self.heads.items()
                 for name in (spec.passes if spec else [])
                 for m in name.split(JOINT)
-                if m not in self.modalities
+                if m not in self.inputs
+            ]
+            faults += [
+                str(ConfigError.at(f"views.{view}", repr(m), "another modality of the model", do))
+                for view, m in self.views.items()
+                if m not in self.modalities or view in self.modalities
+                for do in (close_matches(m, self.modalities),)
             ]
             if faults:
                 raise ConfigError("\n".join(faults))
             donors(self.modalities)
+
+        @property
+        def inputs(self) -> dict[str, Any]:
+            """Options of the adapter behind every input, views included."""
+            of_views = {view: self.modalities.get(m) for view, m in self.views.items()}
+            return {**self.modalities, **of_views}
 
     def __init__(self, config: Config) -> None:
         """Build every part from its options."""
@@ -117,6 +152,9 @@ class MultimodalModel(nn.Module, schema.Configurable):
         self.config = config
         sizes = {"dim": config.trunk.dim, "num_heads": config.trunk.num_heads}
         self.adapters = nn.ModuleDict({m: c.build(name=m, **sizes) for m, c in config.modalities.items()})
+        self.views = nn.ParameterDict(
+            {view: nn.Parameter(torch.zeros(1, 1, config.trunk.dim)) for view in config.views}
+        )
         self.trunk = Trunk(config.trunk, modalities=tuple(config.modalities), tasks=tuple(config.heads))
         self.passes = {task: tuple(spec.passes) or self.modalities for task, spec in config.heads.items()}
         self.dense = tuple(task for task, spec in config.heads.items() if is_dense(spec.head))
@@ -125,7 +163,7 @@ class MultimodalModel(nn.Module, schema.Configurable):
         )
         self.heads = nn.ModuleDict(
             {
-                task: spec.head.build(dim=self._width_for(task), passes=self.passes[task])
+                task: spec.head.build(passes=self.passes[task], **self._context_of(task, spec))
                 for task, spec in config.heads.items()
             }
         )
@@ -171,9 +209,10 @@ class MultimodalModel(nn.Module, schema.Configurable):
         return next(self.parameters()).device
 
     def adapter(self, modality: str) -> ModalityAdapter:
-        """Return the adapter of a modality; an unknown one gets its close matches."""
+        """Return the adapter of an input; an unknown one gets its close matches."""
+        modality = self.config.views.get(modality, modality)
         if modality not in self.adapters:
-            do = close_matches(modality, self.adapters)
+            do = close_matches(modality, self.config.inputs)
             raise ConfigError.at(
                 "model", f"no modality {modality!r}", "one that the model was built with", do
             )
@@ -185,8 +224,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
         return found
 
     def preprocesses(self) -> dict[str, Preprocess]:
-        """Build the Preprocess of every modality."""
-        return {m: c.preprocess.build() for m, c in self.config.modalities.items()}
+        """Build the Preprocess of every input."""
+        return {m: c.preprocess.build() for m, c in self.config.inputs.items()}
 
     def forward(
         self, batch: Batch, tasks: Sequence[str] | None = None, ctx: MixerContext | None = None
@@ -200,14 +239,24 @@ class MultimodalModel(nn.Module, schema.Configurable):
             if task not in self.heads:
                 do = close_matches(task, self.heads)
                 raise ConfigError.at("model", f"no head {task!r}", "one that the model was built with", do)
-        wanted = dict.fromkeys(p for task in chosen for p in self.passes[task])
-        encoded = self._encode(batch, tuple(wanted), ctx, {task: self.passes[task] for task in chosen})
+        masked = {t: h for t in chosen if isinstance(h := self.heads[t], MaskedHead)}
+        reads = {t: masked[t].teachers() if t in masked else self.passes[t] for t in chosen}
+        wanted = dict.fromkeys(p for own in reads.values() for p in own)
+        encoded = self._encode(batch, tuple(wanted), ctx, reads, masked)
         dense = {task: encoded.of(task) for task in chosen if task in self.dense}
         decoded = self._decode(batch, dense, ctx)
         predictions: dict[str, dict[str, Prediction]] = {}
         for task in chosen:
+            if task in masked:
+                hidden = encoded.hidden.get(task, {})
+                predictions[task] = compare(masked[task], task, hidden, encoded.of(task))
+                continue
             seen = decoded.maps[task] if task in dense else {p: e.joined for p, e in encoded.of(task).items()}
-            predictions[task] = {p: self.heads[task](seen[p], p) for p in self.passes[task] if p in seen}
+            own = {p: seen[p] for p in self.passes[task] if p in seen}
+            head = self.heads[task]
+            predictions[task] = (
+                head.pair(own) if isinstance(head, PairHead) else {p: head(s, p) for p, s in own.items()}
+            )
         stats = {**encoded.stats, **decoded.stats}
         return ModelOutput(predictions, {**encoded.aux, **decoded.aux}, stats)
 
@@ -222,13 +271,20 @@ class MultimodalModel(nn.Module, schema.Configurable):
         }
         return decode(self.decoder, seen, sizes, ctx.generator if ctx else None)
 
-    def _width_for(self, task: str) -> int:
-        return (
-            self.decoder.width if self.decoder is not None and task in self.dense else self.config.trunk.dim
-        )
+    def _context_of(self, task: str, spec: HeadSpec) -> dict[str, Any]:
+        """Return what the head of a task is built for: its width, and what masked heads know of inputs."""
+        dim = self.decoder.width if self.decoder is not None and task in self.dense else self.config.trunk.dim
+        return {"dim": dim, "inputs": facts_of(self.adapters)} if is_masked(spec.head) else {"dim": dim}
 
     def _taps(self) -> tuple[int, ...]:
         return () if self.decoder is None else self.decoder.config.taps_of(self.config.trunk.depth)
+
+    def embedded(self, name: str, x: ModalityInput) -> TokenSequence:
+        """Return the adapter's tokens of an input; a view's carry its embedding."""
+        sequence = self.adapter(name)(x)
+        if name not in self.views:
+            return sequence
+        return dataclasses.replace(sequence, tokens=sequence.tokens + self.views[name])
 
     def tokens(
         self, batch: Batch, passes: Sequence[str] | None = None, task: str | None = None
@@ -247,21 +303,44 @@ class MultimodalModel(nn.Module, schema.Configurable):
         passes: tuple[str, ...],
         ctx: MixerContext | None,
         tasks: Mapping[str, Sequence[str]],
+        masked: Mapping[str, MaskedHead] | None = None,
     ) -> Encoded:
+        """Embed each modality once, then run the passes, those that masked heads hide tokens of too."""
+        masked = masked or {}
         needed = dict.fromkeys(m for p in passes for m in p.split(JOINT))
-        adapters = {m: self.adapter(m) for m in needed}
+        for name in needed:
+            self.adapter(name)
         embedded = {
-            m: adapter(batch.inputs[m])
-            for m, adapter in adapters.items()
-            if m in batch.inputs and len(batch.inputs[m])
+            m: self.embedded(m, batch.inputs[m]) for m in needed if m in batch.inputs and len(batch.inputs[m])
         }
         groups = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in passes}
         groups = {p: g for p, g in groups.items() if g}
         ctx = ctx or MixerContext(training=self.training)
+        students = Students()
+        if masked:
+            adapters = {m: self.adapter(m) for m in embedded}
+            generator = mask_generator(batch, ctx.generator, training=self.training)
+            students = draw_students(masked, adapters, embedded, batch, generator)
+        groups |= {key: list(group) for key, group in students.groups.items()}
+        whole = {p for task, own in tasks.items() if task not in masked for p in own}
+        still = still_passes(list(groups), whole | set(students.groups), self.adapters, self.trunk)
+        reads = {task: [*own, *students.keys(task)] for task, own in tasks.items()}
+        encoded = self._run({p: g for p, g in groups.items() if p not in still}, ctx, reads)
+        with torch.no_grad():
+            calm = self._run({p: groups[p] for p in still}, dataclasses.replace(ctx, stats={}), reads)
+        return dataclasses.replace(encoded.beside(calm), hidden=students.hidden)
+
+    def _run(
+        self,
+        groups: Mapping[str, Sequence[TokenSequence]],
+        ctx: MixerContext,
+        tasks: Mapping[str, Sequence[str]],
+    ) -> Encoded:
+        """Run passes through the trunk in one packed buffer."""
         if not groups:
             return Encoded(stats=ctx.stats)
         places = {p: i for i, p in enumerate(groups)}
-        present = {task: [p for p in own if p in places] for task, own in tasks.items()}
+        present = {task: found for task, own in tasks.items() if (found := [p for p in own if p in places])}
         reads = {task: [places[p] for p in own] for task, own in present.items()}
         taps = self._taps() if any(task in self.dense for task in tasks) else ()
         out = self.trunk(list(groups.values()), ctx, taps=taps, tasks=reads)
@@ -303,7 +382,7 @@ class MultimodalModel(nn.Module, schema.Configurable):
                 raise ConfigError.at(
                     "model.encode", f"no embedding of {modality!r}", "a pass of the head", do
                 )
-            prep = self.config.modalities[modality].preprocess.build()
+            prep = self.config.inputs[modality].preprocess.build()
             values = value if isinstance(value, list) else [value]
             items = [prep(prep.open(v)) for v in values]
             inputs[modality] = ModalityInput.stack(items, torch.arange(len(items)))
@@ -320,6 +399,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
     def num_params(self, trainable_only: bool = False) -> dict[str, int]:  # noqa: FBT001, FBT002 a filter, not an algorithm
         """Count parameters by part: `modalities.x`, `trunk`, `heads.y`, `total`."""
         parts: dict[str, nn.Module] = {f"modalities.{m}": a for m, a in self.adapters.items()}
+        if self.views:
+            parts["views"] = self.views
         parts["trunk"] = self.trunk
         if self.decoder is not None:
             parts["decoder"] = self.decoder

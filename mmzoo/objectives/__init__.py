@@ -9,6 +9,9 @@ TABLE = {
     "siglip": Row(
         "mmzoo.objectives.contrast:SigLip", "pairwise sigmoid contrast over pairs of passes, chunked"
     ),
+    "denoising_contrast": Row(
+        "mmzoo.objectives.denoise:DenoisingContrast", "hidden tokens found among the teacher's (ONE-PEACE)"
+    ),
     "cross_entropy": Row(
         "mmzoo.objectives.classify:CrossEntropy", "softmax cross-entropy with label smoothing"
     ),

@@ -35,6 +35,10 @@ class Objective(schema.Configurable):
         del passes
         return ()
 
+    def check(self, passes: tuple[str, ...]) -> None:
+        """Raise ConfigError where the options do not fit the passes that the task reads."""
+        del passes
+
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
         """Return the loss state of a batch; `target` names the label in `batch.targets` ('' where none is
         used)."""
