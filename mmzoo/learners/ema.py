@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights (EMA): what validation sees, `best` keeps and the export holds."""
+"""Moving average of the weights (EMA): what validation sees, `best` keeps and the export holds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ema(EMAWeightAveraging):
     """Lightning's average, mended for short and resumed runs.
 
     Math: a <- decay a + (1 - decay) w after each step, from the weights of the first averaged step on.
-    Why: before `start_step` Lightning would validate the untrained copy, here the average follows the weights.
+    Why: before `start_step` Lightning would validate the untrained copy; here the average follows.
     At the end it would overwrite the weights before the last checkpoint is written, here after, so that a
     run that is continued goes on from its own weights. Checkpoints hold the average under `state_dict`, the
     weights under `current_model_state`. Buffers are copied, not averaged: some are whole numbers.

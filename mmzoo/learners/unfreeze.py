@@ -1,4 +1,4 @@
-"""Gradual unfreezing: heads learn at once, the trunk's blocks one after another from the last to the first."""
+"""Gradual unfreezing: heads learn at once, the trunk's blocks one after another from the last one down."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class UnfreezeConfig(schema.Config):
 class Unfreezing:
     """The parameters that wait, and when their turn comes. Parts frozen by `model.freeze` stay frozen.
 
-    Why: a fresh head sends noise into a pretrained trunk at first. The optimiser holds all parameters from the
-    start and skips those without a gradient, so nothing but `requires_grad` changes, and a resumed run finds
+    Why: a fresh head sends noise into a pretrained trunk at first. The optimiser holds all parameters from
+    the start and skips those without a gradient; only `requires_grad` changes, so a resumed run finds
     its stage from its step.
     Ref: Howard and Ruder 2018 (ULMFiT), section 3.3.
     """
