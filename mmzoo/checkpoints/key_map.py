@@ -8,7 +8,7 @@ v -> qkv); the inverse cuts it into equal parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from mmzoo.errors import CheckpointError, close_matches
 
 Row = tuple[str | tuple[str, ...], str]
+Plan = dict[str, tuple[str, ...]]
+"""Our name -> the names of theirs that it is stacked from."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +28,27 @@ class KeyMap:
     where: str
     rows: Sequence[Row]
 
+    def plan(self, names: Iterable[str]) -> Plan:
+        """Say what each of our names is made from; every name must have a row, every stacked row all its
+        parts.
+        """
+        given = dict.fromkeys(names)
+        made: Plan = {}
+        for left, right in self.rows:
+            parts = (left,) if isinstance(left, str) else left
+            for fields in _matches(parts[0], given):
+                own = tuple(part.format(**fields) for part in parts)
+                missing = [name for name in own if name not in given]
+                if missing:
+                    do = close_matches(missing[0], given)
+                    raise CheckpointError.at(self.where, f"no {missing[0]}", f"it beside {own[0]}", do)
+                made[right.format(**fields)] = own
+        self._check({name for own in made.values() for name in own}, given)
+        return made
+
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename their weights; every key must have a row, every stacked row all its parts."""
-        made: dict[str, Tensor] = {}
-        used: set[str] = set()
-        for left, right in self.rows:
-            names = (left,) if isinstance(left, str) else left
-            for fields in _matches(names[0], state):
-                own = [name.format(**fields) for name in names]
-                missing = [name for name in own if name not in state]
-                if missing:
-                    do = close_matches(missing[0], state)
-                    raise CheckpointError.at(self.where, f"no {missing[0]}", f"it beside {own[0]}", do)
-                parts = [state[name] for name in own]
-                made[right.format(**fields)] = torch.cat(parts) if len(parts) > 1 else parts[0]
-                used.update(own)
-        self._check(used, state)
-        return made
+        return {ours: stack([state[name] for name in own]) for ours, own in self.plan(state).items()}
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename our weights; every key must have a row."""
@@ -58,8 +64,8 @@ class KeyMap:
         self._check(used, state)
         return made
 
-    def _check(self, used: set[str], state: Mapping[str, Tensor]) -> None:
-        unknown = [key for key in state if key not in used]
+    def _check(self, used: set[str], names: Iterable[str]) -> None:
+        unknown = [key for key in names if key not in used]
         if unknown:
             found = f"{len(unknown)} keys without a row, {unknown[0]} first"
             raise CheckpointError.at(
@@ -67,9 +73,14 @@ class KeyMap:
             )
 
 
-def _matches(pattern: str, state: Mapping[str, Tensor]) -> list[dict[str, str]]:
+def stack(parts: Sequence[Tensor]) -> Tensor:
+    """Join the parts of one tensor along the first axis."""
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def _matches(pattern: str, names: Iterable[str]) -> list[dict[str, str]]:
     expression = re.compile("".join(_part(p) for p in re.split(r"(\{\w+\})", pattern)))
-    found = [expression.fullmatch(key) for key in state]
+    found = [expression.fullmatch(key) for key in names]
     return [match.groupdict() for match in found if match]
 
 

@@ -92,13 +92,12 @@ class AttentionPool(nn.Module):
 
 
 def check_part(part: str, passes: tuple[str, ...]) -> None:
-    """Raise ConfigError where `part` names a modality that some pass does not have."""
-    for name in passes if part else ():
-        if part not in name.split("+"):
-            found = f"{part!r} for the pass {name!r}"
-            raise ConfigError.at(
-                "head.part", found, "a modality of every pass", "Empty it, or change the passes."
-            )
+    """Raise ConfigError where `part` names a modality that no pass has."""
+    if part and not any(part in name.split("+") for name in passes):
+        found = f"{part!r} for {', '.join(passes)}"
+        raise ConfigError.at(
+            "head.part", found, "a modality of the passes", "Empty it, or change the passes."
+        )
 
 
 def part_of(sequence: TokenSequence, part: str) -> TokenSequence:

@@ -1,52 +1,122 @@
-"""The reference's weights <-> ours. Trunk keys only so far: `encoder_wrapper.fusion_model.*`.
-
-The trunk's options for them are its defaults (`norm_eps` 1e-5 everywhere). The reference keeps q, k and
-v apart and has no bias on k; the two halves of GeGLU are `wi_0` (through GELU) and `wi_1`.
-"""
+"""The reference's weights <-> ours, whole files in every released layout; `keys.py` has the two columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 
+import torch
 from torch import Tensor
 
-from mmzoo.checkpoints.key_map import KeyMap, Row
+from mmzoo.checkpoints.key_map import KeyMap, Plan, stack
+from mmzoo.errors import CheckpointError
+from mmzoo.layers.positions import RelativeBias1d, RelativeBias2d
+from mmzoo.models.onepeace import keys
 
-TRUNK_PREFIX = "encoder_wrapper.fusion_model."
 MODALITIES = ("text", "image", "audio")
 """In the order of the reference's joint passes."""
-
-TRUNK_ROWS: tuple[Row, ...] = (
-    # ONE-PEACE                                            trunk
-    ("layers.{i}.self_attn_layer_norm.{p}",                "blocks.{i}.norm1.{p}"),
-    (("layers.{i}.self_attn.q_proj.weight",
-      "layers.{i}.self_attn.k_proj.weight",
-      "layers.{i}.self_attn.v_proj.weight"),               "blocks.{i}.mixer.qkv.weight"),
-    ("layers.{i}.self_attn.q_proj.bias",                   "blocks.{i}.mixer.q_bias"),
-    ("layers.{i}.self_attn.v_proj.bias",                   "blocks.{i}.mixer.v_bias"),
-    ("layers.{i}.self_attn.c_attn",                        "blocks.{i}.mixer.head_gain"),
-    ("layers.{i}.self_attn.ln.{p}",                        "blocks.{i}.mixer.norm.{p}"),
-    ("layers.{i}.self_attn.out_proj.{p}",                  "blocks.{i}.mixer.out.{p}"),
-    ("layers.{i}.gamma_1",                                 "blocks.{i}.gamma_1"),
-    ("layers.{i}.final_layer_norm.{p}",                    "blocks.{i}.norm2.{p}"),
-    (("layers.{i}.{m}_ffn.0.wi_0.weight",
-      "layers.{i}.{m}_ffn.0.wi_1.weight"),                 "blocks.{i}.ffn.networks.{m}.w_in.weight"),
-    ("layers.{i}.{m}_ffn.2.{p}",                           "blocks.{i}.ffn.networks.{m}.norm.{p}"),
-    ("layers.{i}.{m}_ffn.3.{p}",                           "blocks.{i}.ffn.networks.{m}.w_out.{p}"),
-    ("layers.{i}.gamma_2",                                 "blocks.{i}.gamma_2"),
-    ("{m}_layer_norm.{p}",                                 "norm.norms.{m}.{p}"),
-)  # fmt: skip
-
-TRUNK_KEYS = KeyMap("ONE-PEACE trunk weights", TRUNK_ROWS)
+FORMAT_VERSION = 3.0
+"""What fairseq's `version` buffer holds."""
+MAX_POSITIONS = 1024
+"""Side of the reference's stored bucket tables of text and audio."""
 
 
-def trunk_from_onepeace(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the trunk's weights from a whole reference state dict (its `model` entry)."""
-    own = {k.removeprefix(TRUNK_PREFIX): v for k, v in state.items() if k.startswith(TRUNK_PREFIX)}
-    own.pop("version", None)  # compat(onepeace): fairseq's format counter
-    return TRUNK_KEYS.to_ours(own)
+class Layout(str, Enum):
+    """How a file names its tensors."""
+
+    FULL = "full"
+    """the whole model, pretrained or fine-tuned: `encoder_wrapper.…`"""
+    VISION = "vision"
+    """the vision branch: `encoder.layers.…`, `image_adapter.…`"""
 
 
-def trunk_to_onepeace(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a trunk's weights under the reference's names."""
-    return {TRUNK_PREFIX + k: v for k, v in TRUNK_KEYS.to_theirs(state).items()}
+KEYS = {
+    Layout.FULL: KeyMap("ONE-PEACE weights", keys.MODEL),
+    Layout.VISION: KeyMap("ONE-PEACE vision weights", keys.VISION),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file's names mean: `plan` ours -> theirs (as they stand in the file); `buffers` are no weights,
+    `decoder` belongs to pretraining alone, and neither is in the plan.
+    """
+
+    layout: Layout
+    plan: Plan
+    buffers: tuple[str, ...]
+    decoder: tuple[str, ...]
+
+
+def layout_of(names: Iterable[str]) -> Layout | None:
+    """Tell the layout from a file's tensor names; None where they are not ONE-PEACE's."""
+    given = list(names)
+    if any(name.startswith(keys.ENCODER) for name in given):
+        return Layout.FULL
+    image = any(name.startswith(("image_adapter.", "encoder.image_adapter.")) for name in given)
+    return Layout.VISION if image and any(name.startswith("encoder.layers.") for name in given) else None
+
+
+def read_names(names: Iterable[str]) -> Reading:
+    """Map a file's tensor names; raise CheckpointError where one has no row."""
+    given = list(names)
+    layout = layout_of(given)
+    if layout is None:
+        found = f"{given[0]} and {len(given) - 1} more" if given else "no tensor"
+        raise CheckpointError.at(
+            "ONE-PEACE weights", found, "encoder_wrapper.… or encoder.layers.…", "Check the file."
+        )
+    buffers = tuple(name for name in given if re.fullmatch(keys.BUFFERS, name))
+    decoder = tuple(name for name in given if re.match(keys.DECODER, name) and name not in buffers)
+    left_out = {*buffers, *decoder}
+    spelled = {canonical(name): name for name in given if name not in left_out}
+    made = KEYS[layout].plan(spelled)
+    plan = {ours: tuple(spelled[part] for part in parts) for ours, parts in made.items()}
+    return Reading(layout, plan, buffers, decoder)
+
+
+def canonical(name: str) -> str:
+    """Return the spelling that the tables know."""
+    for pattern, known in keys.ALIASES:
+        name = re.sub(pattern, known, name)
+    return name
+
+
+def from_onepeace(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a MultimodalModel's weights from a reference state dict (its `model` entry), no buffers."""
+    plan = read_names(state).plan
+    return {ours: _to_ours(ours, stack([state[part] for part in parts])) for ours, parts in plan.items()}
+
+
+def to_onepeace(state: Mapping[str, Tensor], layout: Layout = Layout.FULL) -> dict[str, Tensor]:
+    """Return a MultimodalModel's weights under the reference's names, without its buffers (see `buffers`)."""
+    made = KEYS[layout].to_theirs(state)
+    query = "classify_head.attn_pooling_func.q"
+    if query in made:
+        made[query] = made[query][None, None]
+    return made
+
+
+def _to_ours(name: str, tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, -3) if name.endswith("pool.query") and tensor.ndim > 2 else tensor
+
+
+def buffers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make the buffers that the reference wants beside its weights (their names), for loading them there."""
+    made: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        prefix, _, leaf = name.rpartition(".")
+        table = re.fullmatch(r"(.+)\.rel_pos_table_list\.0\.weight", name)
+        if table and table[1].endswith("image_adapter"):
+            side = (round((tensor.shape[0] - 3) ** 0.5) + 1) // 2
+            made[f"{table[1]}.rp_bucket"] = RelativeBias2d(side, 1).index(side, side)
+        elif table:
+            buckets = RelativeBias1d((tensor.shape[0] - 2) // 2, 1, MAX_POSITIONS)
+            made[f"{table[1]}.rp_bucket"] = buckets.index(MAX_POSITIONS)
+        elif leaf == "pos_embed":
+            made[f"{prefix}.position_idx"] = torch.arange(tensor.shape[0])
+        elif name.endswith("fusion_model.layers.0.self_attn_layer_norm.weight"):
+            made[f"{name.partition('layers.')[0]}version"] = torch.tensor([FORMAT_VERSION])
+    return made
