@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+
+class Keys(str, Enum):
+    """Whether the side that a query is compared with learns too."""
+
+    LEARNED = "learned"
+    FIXED = "fixed"
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ def infonce_gradient(
     smoothing: float,
     first: int,
     chunk: int,
+    keys: Keys = Keys.LEARNED,
 ) -> ContrastGradient:
     """Return the gradient of symmetric InfoNCE with label smoothing ε, given the normalisers over the whole
     matrix.
@@ -63,7 +72,11 @@ def infonce_gradient(
     Math: loss = ½ Σ_i row_i + ½ Σ_j column_j - (1 - ε) Σ_i S_i,first+i - ε/m Σ_ij S_ij;
     G = ½ exp(S - row) + ½ exp(S - column) - (1 - ε) 1[match] - ε/m;
     d rows = scale · G b, d columns = scale · Gᵀ a, d scale = Σ G ∘ (a bᵀ) = Σ (G b) ∘ a.
+    With fixed keys only the queries of each direction learn, and each has half of match and smoothing:
+    d rows from ½ [exp(S - row) - (1 - ε) 1[match] - ε/m], d columns from the like with column.
     """
+    if keys is Keys.FIXED:
+        return _fixed_keys_gradient(a, b, scale, normalisers, smoothing, first, chunk)
     row, column = normalisers
     rows, columns = torch.empty_like(a), torch.zeros_like(b)
     for start, logits, spare in _blocks(a, b, scale, chunk):
@@ -76,6 +89,30 @@ def infonce_gradient(
         torch.mm(weight, b, out=rows[start:end])
         columns.addmm_(weight.T, a[start:end])
     by_scale = (rows * a).sum()
+    return ContrastGradient(rows.mul_(scale), columns.mul_(scale), by_scale, torch.zeros_like(scale))
+
+
+def _fixed_keys_gradient(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    normalisers: tuple[Tensor, Tensor],
+    smoothing: float,
+    first: int,
+    chunk: int,
+) -> ContrastGradient:
+    row, column = normalisers
+    rows, columns = torch.empty_like(a), torch.zeros_like(b)
+    for start, logits, spare in _blocks(a, b, scale, chunk):
+        end = start + len(logits)
+        torch.sub(logits, row[start:end, None], out=spare).exp_()
+        logits.sub_(column).exp_()
+        for weight in (spare, logits):
+            weight.diagonal(first + start)[: end - start].sub_(1 - smoothing)
+            weight.sub_(smoothing / b.shape[0]).mul_(0.5)
+        torch.mm(spare, b, out=rows[start:end])
+        columns.addmm_(logits.T, a[start:end])
+    by_scale = (rows * a).sum() + (columns * b).sum()
     return ContrastGradient(rows.mul_(scale), columns.mul_(scale), by_scale, torch.zeros_like(scale))
 
 

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from mmzoo.layers import distributed
 from mmzoo.layers.contrast import (
     ContrastGradient,
+    Keys,
     infonce_gradient,
     log_normalisers,
     sigmoid_contrast,
@@ -96,6 +97,7 @@ def infonce_sums(
     layout: PairLayout,
     smoothing: float | tuple[float, ...],
     chunk: int,
+    keys: Keys = Keys.LEARNED,
 ) -> Float[Tensor, " pairs"]:
     """Return this rank's share of each pair's symmetric InfoNCE, summed over its rows; `smoothing` one for
     all pairs or one each.
@@ -116,7 +118,7 @@ def infonce_sums(
         if not wanted:
             return total
         grads = [
-            infonce_gradient(r, c, scale, n, e, f, chunk)
+            infonce_gradient(r, c, scale, n, e, f, chunk, keys)
             for (r, c, n, f), e in zip(work, shares, strict=True)
         ]
         found = _Gradients.of(grads, layout)

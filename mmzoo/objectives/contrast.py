@@ -16,6 +16,7 @@ from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
 from mmzoo.errors import ConfigError
 from mmzoo.layers import distributed
+from mmzoo.layers.contrast import Keys
 from mmzoo.layers.contrast_loss import infonce_sums, sigmoid_sums
 from mmzoo.objectives.base import Objective
 from mmzoo.objectives.pairs import Pair, PairRows, all_pairs, check_pairs, gather_pairs, passes_of
@@ -94,7 +95,7 @@ class InfoNce(Contrast):
 
     Math: mean over rows of ½ [CE(s a_i·b_j over j, i) + CE(s a_j·b_i over j, i)], s = exp(clamped log-scale).
     Ref: Radford et al. 2021 (CLIP). ONE-PEACE's code keeps the key side without gradient; here both sides
-    learn.
+    learn unless `keys` says otherwise.
     """
 
     @dataclass(kw_only=True)
@@ -105,6 +106,9 @@ class InfoNce(Contrast):
         """share ε of the target spread evenly over columns"""
         smooth_over: Smoothing = Smoothing.ALL
         """all: ε/m on each of m columns; others: ε/(m - 1) on each wrong one and 1 - ε on the right one"""
+        # compat(onepeace): `fixed`, since it gathers the other side without gradient, even on one process
+        keys: Keys = Keys.LEARNED
+        """learned: both sides of a comparison learn; fixed: the query alone, each side being query once"""
 
         def __post_init__(self) -> None:
             """Check the range."""
@@ -115,7 +119,7 @@ class InfoNce(Contrast):
         """Return this rank's summed InfoNCE of each pair."""
         scale = _scalar(predictions, "scale", rows, "Use head.type=contrastive.")
         shares = tuple(self._share(columns) for columns in rows.layout.totals)
-        return infonce_sums(rows.a, rows.b, scale, rows.layout, shares, self.config.chunk)
+        return infonce_sums(rows.a, rows.b, scale, rows.layout, shares, self.config.chunk, self.config.keys)
 
     def _share(self, columns: int) -> float:
         """Return the share that, spread over all columns, is the one asked for."""
