@@ -4,7 +4,8 @@ resolve.
 Names are searched in `./configs`, `$MMZOO_CONFIG_DIR` and the package, in groups `recipe`, `model`, `data`,
 `trainer`. A recipe's `base: [model/x, data/y, recipe/z]` is merged in order, then the file itself; a group
 file's content stands under the group's key. Overrides: `a.b=1` must exist, `+a.b=1` adds, `++a.b=1` sets or
-adds, `~a.b` deletes, `data=cifar10` chooses a group file.
+adds, `~a.b` deletes, `data=cifar10` chooses a group file. A schema may have `shorthands`: `balance=x` stands
+for `learner.balance=x`.
 """
 
 from __future__ import annotations
@@ -137,6 +138,10 @@ def _yaml(value: str) -> Any:
 
 def _apply(cls: type[schema.Config], tree: DictConfig, text: str) -> None:
     mark, key, value = parse_override(text)
+    first, dot, rest = key.partition(".")
+    if first in cls.shorthands:
+        key = cls.shorthands[first] + dot + rest
+        value = _as_name(value) if isinstance(value, str) and rest in ("", "type") else value
     keys = key.split(".")
     if key in GROUPS[1:] and isinstance(value, str) and mark != "~":
         tree[key] = read(find(key, value, key), key)
@@ -147,9 +152,17 @@ def _apply(cls: type[schema.Config], tree: DictConfig, text: str) -> None:
         return
     if mark == "":
         schema.check_path(cls, plain, list(keys))
+    above = OmegaConf.select(tree, ".".join(keys[:-1])) if len(keys) > 1 else None
+    if isinstance(above, str):  # a choice given by its name alone gets an option
+        OmegaConf.update(tree, ".".join(keys[:-1]), {"type": above}, merge=False)
     OmegaConf.update(tree, key, value, merge=False, force_add=True)
     if keys[-1] == "type":
         _prune(cls, tree, keys[:-1])
+
+
+def _as_name(value: str) -> str:
+    """Return a row's name as tables spell it: `Nash-MTL` is `nash_mtl`."""
+    return value.lower().replace("-", "_")
 
 
 def _delete(tree: DictConfig, keys: list[str], text: str) -> None:

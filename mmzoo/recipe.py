@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -34,6 +34,8 @@ class Resume(str, Enum):
 @dataclass(kw_only=True)
 class RecipeConfig(schema.Config):
     """The whole tree."""
+
+    shorthands: ClassVar[Mapping[str, str]] = {"balance": "learner.balance"}
 
     name: str = "recipe"
     """names the run folder"""

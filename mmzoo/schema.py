@@ -26,6 +26,8 @@ class Config:
     means."""
 
     owner: ClassVar[type | None] = None
+    shorthands: ClassVar[Mapping[str, str]] = {}
+    """first word of an override -> the dotted path it stands for"""
 
     def build(self, *args: Any, **context: Any) -> Any:
         """Construct the component that these options belong to."""

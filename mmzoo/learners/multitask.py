@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import Batch, DataInfo
+from mmzoo.batch import Batch, DataInfo, ModelOutput
 from mmzoo.errors import ConfigError
+from mmzoo.learners.balance.balancing import RANK_SLOT, Balancing, Over, Place
+from mmzoo.learners.balance.base import Moment
 from mmzoo.learners.optim import OptimConfig, build_optimizer, check_schedule, lr_factor
 from mmzoo.learners.tasks import Task, TaskConfig
 from mmzoo.learners.tracker import Tracker
 from mmzoo.learners.unfreeze import UnfreezeConfig, Unfreezing
 from mmzoo.models.multimodal import MultimodalModel
-from mmzoo.state import LossState
+from mmzoo.state import Sum
 from mmzoo.trunk.base import MixerContext
 
 
 class MultitaskLearner(pl.LightningModule, schema.Configurable):
-    """Minimises sum over tasks of weight · mean loss; validates with each task's metrics.
+    """Minimises sum over tasks of weight · mean loss, or what its balancer makes of the tasks' losses;
+    validates with each task's metrics.
 
     Under several processes every task's mean is that of the global batch: loss_rank = sum_rank · world /
     count_global, so that DDP's average of gradients is exactly the single-process gradient. Randomness
@@ -41,6 +44,20 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         """factor on auxiliary losses that mixers and routers return"""
         unfreeze: UnfreezeConfig = field(default_factory=UnfreezeConfig)
         """gradual unfreezing: when which part of the model begins to learn"""
+        balance: Any = schema.one("balancers", "static")
+        """how the tasks' losses become one step"""
+        balance_over: Over = Over.TASKS
+        """what is balanced: tasks, or parts (each pair of a contrast, each pass of a classifier)"""
+        shared: list[str] = field(default_factory=lambda: ["trunk"])
+        """beginnings of the names of the parameters whose gradients are balanced and compared"""
+        cosine_every: int = 0
+        """steps between logged cosines of every two tasks' gradients; 0: never"""
+
+        def __post_init__(self) -> None:
+            """Check the range."""
+            if self.cosine_every < 0:
+                do = "Set cosine_every=0 to log none."
+                raise ConfigError.at("cosine_every", str(self.cosine_every), "0 or more", do)
 
     def __init__(
         self,
@@ -60,6 +77,9 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         self.config, self.model, self.info, self.seed = config, model, info, seed
         self.tasks = {name: Task(name, c) for name, c in tasks.items()}
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
+        self.balancing = Balancing(config, {n: self.tasks[n] for n in self.trained}, model.passes)
+        self.balancer = self.balancing.balancer
+        self._replay: tuple[Batch, int, Moment] | None = None
         self.unfreezing = Unfreezing(config.unfreeze, model)
         self.tracker = Tracker(self.tasks, info)
         self.last_losses: dict[str, Tensor] = {}
@@ -74,35 +94,55 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; parts are kept in `last_losses` and logged every few steps."""
         number = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed(((self.seed * 1_000_003 + number) * 4096 + self.global_rank) % 2**63)
-        ctx = MixerContext(training=True, step=self.global_step)
-        output = self.model(batch, self.trained, ctx)
-        total = torch.zeros((), device=self.device)
+        output = self._forward(batch, number)
         logged: dict[str, Tensor] = {}
-        for name in self.trained:
-            task = self.tasks[name]
-            state = task.loss(output, batch)
-            loss = self._mean(state)
-            total = total + task.config.weight * loss
+        states = {name: self.tasks[name].loss(output, batch) for name in self.trained}
+        for name, state in states.items():
             logged |= {f"train/{name}/loss/{k}": p.mean().detach() for k, p in state.parts.items()}
             logged[f"train/{name}/loss"] = state.total.mean().detach()
-        for key, value in output.aux.items():
-            total = total + self.config.aux_weight * value
-            logged[f"train/aux/{key}"] = value.detach()
+        logged |= {f"train/aux/{key}": value.detach() for key, value in output.aux.items()}
+        aux = [self.config.aux_weight * value for value in output.aux.values()]
+        at = Place(self.global_step, self.current_epoch, self._seed_of(number, RANK_SLOT))
+        total, now = self.balancing.total(states, aux, self._mean, self.model, at)
+        self._replay = (batch, number, now) if self.balancer.looks_back else None
+        logged |= self.balancing.figures
         logged["train/loss"] = total.detach()
         self.last_losses = logged
         if self.global_step % self.log_every_steps == 0:
             self.log_dict(logged, batch_size=len(batch))
         return total
 
-    def _mean(self, state: LossState) -> Tensor:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step; a balancer that looks back then sees the last batch's losses under the new parameters."""
+        super().optimizer_step(*args, **kwargs)
+        if self._replay is None:
+            return
+        (batch, number, now), self._replay = self._replay, None
+        # contrast between ranks needs a graph, see objectives.contrast
+        autocast = self.trainer.precision_plugin.forward_context()
+        with torch.set_grad_enabled(self.trainer.world_size > 1), autocast:
+            output = self._forward(batch, number)
+            states = {name: self.tasks[name].loss(output, batch) for name in self.trained}
+            values = self.balancing.values(states, self._mean, now)
+        with torch.no_grad():
+            self.balancer.after_step(values.detach(), now)
+
+    def _forward(self, batch: Batch, number: int) -> ModelOutput:
+        """Run the model with the random numbers of batch `number`."""
+        torch.manual_seed(self._seed_of(number, self.global_rank))
+        return self.model(batch, self.trained, MixerContext(training=True, step=self.global_step))
+
+    def _seed_of(self, number: int, slot: int) -> int:
+        return ((self.seed * 1_000_003 + number) * 4096 + slot) % 2**63
+
+    def _mean(self, part: Sum) -> Tensor:
         """Return this rank's loss such that the average over ranks of its gradient is the global one."""
         world = self.trainer.world_size
         if world == 1:
-            return state.mean()
-        count = state.total.count.detach().clone()
+            return part.mean()
+        count = part.count.detach().clone()
         torch.distributed.all_reduce(count)
-        return state.total.sum * world / count.clamp(min=1.0)
+        return part.sum * world / count.clamp(min=1.0)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's states."""
@@ -122,7 +162,11 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         if not self.trained:
             found = f"weight 0 for {', '.join(self.tasks)}"
             raise ConfigError.at("tasks", found, "at least one task to train", "Set tasks.NAME.weight=1.")
+        self.balancing.check(self.trainer.strategy)
         optimizer = build_optimizer(self.model, self.config.optim)
+        learned = list(self.balancer.parameters())
+        if learned:
+            optimizer.add_param_group({"params": learned, "lr": self.balancer.lr, "weight_decay": 0.0})
         total = self.trainer.estimated_stepping_batches
         check_schedule(total, self.config.optim)
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -1,0 +1,1 @@
+"""Balancing: how the losses of several tasks become one step."""

@@ -1,0 +1,229 @@
+"""Balancing in training: same numbers by default, exact resume, several processes, figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mmzoo import recipe, registry
+from mmzoo.errors import ConfigError
+from mmzoo.learners.callbacks import run_callbacks
+from mmzoo.learners.keeper import Interrupted
+from mmzoo.recipe import Built
+from mmzoo.trunk.base import MixerContext
+from tests.unit.test_learner import Press, Recorder, close, fit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*overridden `transfer_batch_to_device`"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*GPU available but not used"),
+]
+ROWS = sorted(registry.table("balancers"))
+FAST = ("mgda", "gradnorm", "stch")
+"""Methods trained in the short run of the tests; the others are slow ones."""
+TWO = [
+    "+tasks.who={target: action, head: linear, objective: cross_entropy, passes: [image]}",
+    "+tasks.where={target: setting, head: linear, objective: cross_entropy, passes: [image, fmri]}",
+    "++tasks.where.weight=0.5",
+]
+
+
+@pytest.fixture
+def three(small: list[str]) -> list[str]:
+    """Three tasks on two modalities, two steps."""
+    less = ["~model.modalities.audio", "~model.modalities.skeleton", "trainer.max_steps=2"]
+    return [*small, *less, *TWO, "trainer.val_every_steps=50", "model.trunk.drop_path_prob=0.3"]
+
+
+def figures(built: Built, prefix: str) -> dict[str, float]:
+    return {k: float(v) for k, v in built.learner.last_losses.items() if k.startswith(prefix)}
+
+
+def test_the_default_is_the_weighted_sum_bit_for_bit(three: list[str]):
+    """What the learner did before it could balance, written out by hand, gives the same gradients."""
+    built, recorder = fit([*three, "trainer.max_steps=1", "trainer.grad_clip=0"])
+    again = recipe.build(recipe.load("five_senses", [*three, "trainer.max_steps=1"]))
+    batch = next(iter(again.datamodule.loader("train")))
+    again.model.train()
+    torch.manual_seed(0)
+    output = again.model(batch, list(again.learner.tasks), MixerContext(training=True))
+    total = torch.zeros(())
+    for task in again.learner.tasks.values():
+        total = total + task.config.weight * task.loss(output, batch).mean()
+    total.backward()
+    assert float(total.detach()) == recorder.losses[0]
+    expected = {n: p.grad for n, p in again.model.named_parameters() if p.grad is not None}
+    assert expected.keys() == recorder.grads[0].keys()
+    assert all(torch.equal(g, recorder.grads[0][n]) for n, g in expected.items())
+    assert not built.learner.balancer.state_dict()
+
+
+@pytest.mark.parametrize("kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in ROWS])
+def test_every_method_trains(three: list[str], kind: str):
+    built, recorder = fit([*three, f"learner.balance={kind}"])
+    assert len(recorder.losses) == 2
+    assert all(bool(p.isfinite().all()) for p in built.model.parameters())
+    assert registry.name_of("balancers", type(built.learner.balancer)) == kind
+    found = figures(built, "train/balance/")
+    assert set(found) == (
+        set() if kind == "static" else {f"train/balance/{t}" for t in ("align", "who", "where")}
+    )
+
+
+def test_equal_gradient_weights_are_the_static_sum(three: list[str]):
+    """PCGrad with nothing in conflict is the plain sum: the path by task gradients changes no number."""
+    still = [*three, "learner.optim.lr=1e-30", "trainer.grad_clip=0"]
+    _, plain = fit(still)
+    built, found = fit([*still, "learner.balance=pcgrad", "learner.cosine_every=1"])
+    if min(figures(built, "train/cosine/").values()) > 0:
+        close(found.grads[-1], plain.grads[-1], 1e-4)
+    private = {n: g for n, g in found.grads[-1].items() if not n.startswith("trunk.")}
+    close(private, {n: plain.grads[-1][n] for n in private}, 1e-4)
+    assert found.losses == pytest.approx(plain.losses, rel=1e-6)
+
+
+def test_accumulation_and_checkpointing_change_no_number(three: list[str]):
+    still = [*three, "learner.optim.lr=1e-30", "trainer.grad_clip=0", "learner.balance=mgda"]
+    _, single = fit([*still, "trainer.max_steps=2"])
+    _, double = fit([*still, "trainer.max_steps=1", "trainer.accumulate=2"])
+    a, b = single.grads
+    mean = {n: sum((g[n] for g in (a, b) if n in g), torch.zeros(())) / 2 for n in double.grads[0]}
+    close(double.grads[0], mean, 1e-5)
+    _, recomputed = fit([*still, "trainer.checkpointing=block"])
+    for x, y in zip(recomputed.grads, single.grads, strict=True):
+        close(x, y, 1e-4)
+
+
+def test_parts_are_balanced_where_asked(three: list[str]):
+    parts = [*three, "learner.balance_over=parts", "learner.balance=uncertainty"]
+    built, _ = fit(parts)
+    names = {"align/fmri~image", "align/fmri~text", "align/image~text", "where/image", "where/fmri", "who"}
+    assert {k.removeprefix("train/balance/") for k in figures(built, "train/balance/")} == names
+    assert set(built.learner.balancer.names) == names
+
+
+@pytest.mark.parametrize("kind", ["static", "cagrad", "dwa"])
+def test_cosines_are_logged_every_few_steps(three: list[str], kind: str):
+    built, _ = fit([*three, f"learner.balance={kind}", "learner.cosine_every=1"])
+    found = figures(built, "train/cosine/")
+    assert set(found) == {
+        f"train/cosine/{a}|{b}" for a, b in (("align", "who"), ("align", "where"), ("who", "where"))
+    }
+    assert all(-1 <= v <= 1 for v in found.values())
+    none, _ = fit([*three, f"learner.balance={kind}"])
+    assert figures(none, "train/cosine/") == {}
+    # training itself is the same, watched or not
+    close(dict(built.model.state_dict()), dict(none.model.state_dict()), 1e-5)
+
+
+def test_cosines_are_those_of_separate_backward_passes(three: list[str]):
+    built, _ = fit([*three, "learner.cosine_every=1", "trainer.max_steps=1", "learner.optim.lr=1e-30"])
+    found = figures(built, "train/cosine/")
+    again = recipe.build(recipe.load("five_senses", three))
+    batch = next(iter(again.datamodule.loader("train")))
+    again.model.train()
+    rows: dict[str, Tensor] = {}
+    for name, task in again.learner.tasks.items():
+        again.model.zero_grad()
+        torch.manual_seed(0)
+        output = again.model(batch, list(again.learner.tasks), MixerContext(training=True))
+        task.loss(output, batch).mean().backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in again.model.trunk.parameters()]
+        rows[name] = torch.cat([g.flatten().clone() for g in grads])
+    for key, value in found.items():
+        a, b = key.removeprefix("train/cosine/").split("|")
+        assert value == pytest.approx(float(torch.cosine_similarity(rows[a], rows[b], dim=0)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "famo",
+        "db_mtl",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("uncertainty", "gradnorm", "pcgrad")),
+    ],
+)
+def test_an_interrupted_run_repeats_the_uninterrupted_one(
+    three: list[str], tmp_path: pathlib.Path, kind: str
+):
+    options = [*three, "trainer.max_steps=5", "trainer.val_every_steps=5", f"learner.balance={kind}"]
+    config = recipe.load("five_senses", options).trainer
+
+    def keep(name: str) -> list[pl.Callback]:
+        return run_callbacks(config, tmp_path / name / "metrics.jsonl", tmp_path / name / "checkpoints")
+
+    whole, first = fit(options, *keep("whole"))
+    with pytest.raises(Interrupted):
+        fit(options, *keep("parts"), Press(3))
+    again, rest = fit(options, *keep("parts"), resume=tmp_path / "parts" / "checkpoints" / "last.ckpt")
+    assert rest.losses == first.losses[3:]
+    for name, tensor in whole.learner.state_dict().items():
+        assert torch.equal(again.learner.state_dict()[name], tensor), name
+
+
+def test_shared_parameters_must_exist(three: list[str]):
+    with pytest.raises(
+        ConfigError, match=r"learner\.shared: no trainable parameter under trunkk; expected some"
+    ):
+        fit([*three, "learner.balance=mgda", "learner.shared=[trunkk]"])
+    with pytest.raises(ConfigError, match="cosine_every"):
+        recipe.load("five_senses", [*three, "learner.cosine_every=-1"])
+
+
+def test_a_batch_without_any_task_is_no_error(three: list[str]):
+    for kind in ("gls", "imtl"):
+        built = recipe.build(recipe.load("five_senses", [*three, f"learner.balance={kind}"]))
+        loader = built.datamodule.loader("train")
+        batches = [batch.select([]) for batch in list(loader)[:2]]
+        recorder = Recorder()
+        built.trainer.callbacks.append(recorder)
+        given = torch.utils.data.DataLoader(batches, batch_size=None)
+        built.trainer.fit(built.learner, given, built.datamodule.loader("val"))
+        assert recorder.losses == [0.0, 0.0]
+
+
+def test_the_short_spelling_names_the_method(three: list[str]):
+    for given in ("balance=Nash-MTL", "learner.balance=nash_mtl", "balance.type=nash_mtl"):
+        config = recipe.load("five_senses", [*three, given])
+        assert registry.name_of("balancers", config.learner.balance.owner) == "nash_mtl"
+    config = recipe.load("five_senses", [*three, "balance=cagrad", "balance.c=0.3"])
+    assert config.learner.balance.c == 0.3
+    with pytest.raises(ConfigError, match=r"'pcgrat' is unknown.*pcgrad"):
+        recipe.load("five_senses", [*three, "balance=pcgrat"])
+
+
+def command(options: list[str], folder: pathlib.Path) -> dict[str, Tensor]:
+    """Train by the command line, in processes of its own; return the last checkpoint's state."""
+    still = [f"model.modalities.fmri.{name}=0" for name in ("dropout", "subject_dropout")]
+    words = [f"runs_root={folder}", "learner.optim.eps=1e-3", *still, *options]
+    done = subprocess.run(
+        [sys.executable, "-m", "mmzoo", "train", "five_senses", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "five_senses").iterdir()
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/balance/who" in line for line in lines)
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["uncertainty", "famo", "cagrad", "db_mtl"])
+def test_two_processes_balance_as_one(three: list[str], tmp_path: pathlib.Path, kind: str):
+    steps = [*three, "trainer.max_steps=3", "trainer.val_every_steps=3", f"learner.balance={kind}"]
+    steps.remove("model.trunk.drop_path_prob=0.3")
+    one = command([*steps, "data.loader.batch_size=16"], tmp_path / "one")
+    two = command([*steps, "trainer.devices=2", "trainer.strategy=ddp"], tmp_path / "two")
+    close(two, one, 2e-4)
