@@ -108,6 +108,9 @@ def _sniff_file(path: Path) -> Guess | None:
 
 
 def _sniff_folder(path: Path) -> Guess | None:
+    listed = [f"manifest{suffix}" for suffix in SUFFIXES if (path / f"manifest{suffix}").is_file()]
+    if len(listed) == 1:
+        return _sniff_file(path / listed[0])
     names = _look(path)
     if any(name.endswith(SCANS) for name in names):
         return Guess("bids", "bids", {"root": str(path), **_run_image(names)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from contextlib import nullcontext
@@ -125,6 +126,8 @@ class Keeper(pl.Callback):
             do = close_matches(self.monitor, [k for k in figures if k.startswith("val/")])
             raise ConfigError.at("trainer.monitor", repr(self.monitor), "a figure of validation", do)
         value = float(figures[self.monitor])
+        if math.isnan(value):  # no ground to call it better, and nothing later would beat it
+            return False
         better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
         if better:
             self.best = value

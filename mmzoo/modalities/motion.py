@@ -188,11 +188,12 @@ class SkeletonPreprocess(Preprocess):
 
     def _checked(self, raw: Any) -> tuple[Float[Tensor, "c t v p"], Bool[Tensor, "t v p"]]:
         motion = raw if isinstance(raw, Motion) else Motion(raw)
-        values, layout, most = (
-            torch.as_tensor(motion.values).float(),
-            self.config.joints,
-            self.config.entities,
-        )
+        layout, most = self.config.joints, self.config.entities
+        try:
+            values = torch.as_tensor(motion.values).float()
+        except (RuntimeError, TypeError, ValueError) as error:
+            found, do = type(motion.values).__name__, "Give numbers of the axes (c t v p)."
+            raise DataError.at("skeleton", found, "an array or tensor", do) from error
         if values.ndim != 4 or values.shape[0] != layout.dims or values.shape[2] != layout.num_joints:
             axes = f"(c={layout.dims}, frames, joints={layout.num_joints}, entities)"
             expected = f"{axes} for {self.config.layout.value}"

@@ -166,6 +166,19 @@ def test_best_is_kept_by_the_figure_and_last_is_the_end(tmp_path: Path):
     assert (low.best, step_of(low.best_path)) == (1.0, 16)
 
 
+def test_a_figure_that_is_no_number_is_never_the_best(tmp_path: Path):
+    class Late(Toy):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 0:
+                self.validations += 1
+                self.log("val/score", float("nan") if self.validations == 1 else 2.0, batch_size=1)
+
+    keep = keeper(tmp_path)
+    trainer([keep], max_steps=8).fit(Late(), **loaders())
+    assert keep.best == 2.0
+    assert step_of(keep.best_path) > 0
+
+
 def test_a_resumed_run_knows_what_was_best(tmp_path: Path):
     keep = keeper(tmp_path)
     trainer([keep], max_steps=6).fit(Toy(), **loaders())

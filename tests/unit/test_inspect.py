@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import tarfile
 
 import numpy as np
@@ -95,6 +96,8 @@ def test_formats_are_told_apart(tmp_path: pathlib.Path) -> None:
     for part in ("train", "test"):
         (tmp_path / "tars" / f"{part}.tar").write_bytes((tmp_path / "pictures.tar").read_bytes())
     manifest = pathlib.Path(Manifest.fake(tmp_path / "m").path)
+    shutil.copytree(manifest.parent, tmp_path / "named")
+    (tmp_path / "named" / manifest.name).rename(tmp_path / "named" / "manifest.csv")
     shards = pathlib.Path(Shards.fake(tmp_path / "s").root)
     expected = {
         root: ("folder", "folder"),
@@ -102,6 +105,7 @@ def test_formats_are_told_apart(tmp_path: pathlib.Path) -> None:
         tmp_path / "tars": ("folder of tars", "folder"),
         root / "cat" / "00.png": ("file", "folder"),
         manifest: ("manifest", "manifest"),
+        tmp_path / "named": ("manifest", "manifest"),
         shards: ("webdataset", "webdataset"),
         shards / "train-000001.tar": ("webdataset", "webdataset"),
     }

@@ -323,3 +323,8 @@ def test_facing_needs_a_layout_of_bodies():
         ConfigError, match=r"facing: front for coco17; expected a three-dimensional layout of bodies"
     ):
         SkeletonPreprocess.Config(layout=LayoutName.COCO17, facing=Facing.FRONT)
+
+
+def test_what_is_no_array_is_told():
+    with pytest.raises(DataError, match=r"skeleton: str; expected an array or tensor\. Give numbers"):
+        make()("walk")
