@@ -33,7 +33,8 @@ class SampleSource(Protocol):
     """The samples of one split, by number. `get` may run in a worker process: keep open files per process.
 
     A source may also have `order(generator) -> Int[Tensor, "n"]`, the indices of one training epoch (default:
-    a random permutation), and `name`, what the log calls it.
+    a random permutation), or `order_at(epoch, generator)` where epochs differ in more than chance, and
+    `name`, what the log calls it.
     """
 
     def __len__(self) -> int:
@@ -280,7 +281,10 @@ class ResumableLoader:
         if not self.train:
             return eval_draws(len(self.source), rank)
         generator = generator_for(ORDER, self.seed, self.epoch)
-        own_order = getattr(self.source, "order", None)
+        order_at, own_order = (getattr(self.source, n, None) for n in ("order_at", "order"))
+        if order_at:
+            order = order_at(self.epoch, generator)
+            return train_draws(order, self.batch_size, rank, drop_last=self.config.drop_last)
         order = own_order(generator) if own_order else torch.randperm(len(self.source), generator=generator)
         return train_draws(order, self.batch_size, rank, drop_last=self.config.drop_last)
 

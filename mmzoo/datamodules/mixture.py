@@ -19,6 +19,7 @@ from mmzoo import schema
 from mmzoo.batch import DataInfo, Sample
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.loader import SampleSource
+from mmzoo.datamodules.order import Rank
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.modalities.base import Preprocess
@@ -27,14 +28,28 @@ from mmzoo.modalities.base import Preprocess
 class Sampling(str, Enum):
     """How often each set is drawn in training, before weights.
 
-    proportional: by its number of samples n; uniform: all sets equally; temperature: by n^(1/T); round_robin:
-    one sample of each set in turn.
+    proportional: by its number of samples n; uniform: all sets equally; temperature: by n^(1/T); square_root:
+    by n^(1/2); annealed: by n^a, a falling from 1 to 0.2 over `anneal_epochs` (Stickland & Murray 2019);
+    round_robin: one sample (or batch) of each set in turn.
     """
 
     PROPORTIONAL = "proportional"
     UNIFORM = "uniform"
     TEMPERATURE = "temperature"
+    SQUARE_ROOT = "square_root"
+    ANNEALED = "annealed"
     ROUND_ROBIN = "round_robin"
+
+
+class Batches(str, Enum):
+    """What a batch holds: samples of all sets, or of one, the same on all ranks."""
+
+    MIXED = "mixed"
+    ONE_SET = "one_set"
+
+
+ANNEALED_TO = 0.2
+"""Power of a set's size where annealing ends."""
 
 
 class Targets(str, Enum):
@@ -49,8 +64,8 @@ class Mixture(DataModule):
     """Draws samples of several data sets into the same batches; `Batch.source` says which is whose.
 
     Why: one model for several sets, each of which has some of the modalities. A batch holds nearly the
-    same share of each set all through an epoch. Validation and test go through every set, one after the
-    other.
+    same share of each set all through an epoch, or with `batches=one_set` one set only: the k-th batches of
+    all ranks come from the same set. Validation and test go through every set, one after the other.
     """
 
     @dataclass(kw_only=True)
@@ -63,6 +78,10 @@ class Mixture(DataModule):
         """How often each set is drawn."""
         temperature: float = 2.0
         """T of temperature sampling: 1 = proportional, towards uniform as it grows."""
+        anneal_epochs: int = 10
+        """Epochs over which annealed sampling goes from proportional towards uniform."""
+        batches: Batches = Batches.MIXED
+        """What a training batch holds: mixed, or one_set."""
         weights: dict[str, float] = field(default_factory=dict[str, float])
         """Set -> factor on how often it is drawn; sets not named have 1."""
         epoch_samples: int | None = None
@@ -83,6 +102,8 @@ class Mixture(DataModule):
                     raise ConfigError.at(
                         f"weights.{name}", f"{weight:g}", "0 or more", "Set 0 to leave it out."
                     )
+            if self.anneal_epochs < 1:
+                raise ConfigError.at("anneal_epochs", str(self.anneal_epochs), "at least 1", "Set 10.")
             if self.temperature <= 0 or (self.epoch_samples is not None and self.epoch_samples < 1):
                 found = f"temperature {self.temperature:g}, epoch_samples {self.epoch_samples}"
                 raise ConfigError.at(
@@ -195,36 +216,57 @@ class Mixed:
         at = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[at].get(index - int(self.ends[at]) + self.sizes[at], generator)
 
-    def counts(self) -> list[int]:
-        """Return how many samples of each set an epoch draws (Math: largest remainders of total * p)."""
-        total = self.config.epoch_samples or len(self)
+    def counts(self, epoch: int = 0, unit: int = 1) -> list[int]:
+        """Return how many samples of each set an epoch draws, in whole units where asked.
+
+        Math: largest remainders of total * p; less than one unit in all makes one unit.
+        """
+        total = max(1, (self.config.epoch_samples or len(self)) // unit)
+        power = self._power(epoch)
         weights = [self.config.weights.get(part.name, 1.0) for part in self.parts]
-        wanted = np.array([w * self._base(n) for w, n in zip(weights, self.sizes, strict=True)])
+        wanted = np.array([w * float(n) ** power for w, n in zip(weights, self.sizes, strict=True)])
         if not wanted.sum():
             raise ConfigError.at("weights", "all sets have 0", "one above 0", "Give a set a weight.")
         exact = total * wanted / wanted.sum()
         counts = np.floor(exact).astype(int)
         for at in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
             counts[at] += 1
-        return counts.tolist()
+        return (counts * unit).tolist()
 
     def order(self, generator: torch.Generator) -> Int[Tensor, " n"]:
-        """Return one epoch: each set's samples shuffled round after round, spread evenly over the epoch."""
+        """Return the first epoch's order (for a mixture within another)."""
+        return self.order_at(0, generator)
+
+    def order_at(self, epoch: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+        """Return one epoch: each set's samples shuffled round after round, spread evenly over the epoch.
+
+        Where a batch holds one set, what is spread are blocks of as many samples as all ranks' batches hold
+        together (`order.train_draws` then gives every rank its share of each block).
+        """
+        whole = self.config.batches is Batches.ONE_SET
+        unit = self.config.loader.batch_size * Rank.current().world if whole else 1
         indices: list[Tensor] = []
         times: list[Tensor] = []
-        for at, count in enumerate(self.counts()):
-            start = int(self.ends[at]) - self.sizes[at]
-            indices.append(start + rounds(self.parts[at].source, count, generator))
+        for at, samples in enumerate(self.counts(epoch, unit)):
+            start, count = int(self.ends[at]) - self.sizes[at], samples // unit
+            indices.append((start + rounds(self.parts[at].source, samples, generator)).reshape(count, unit))
             place = torch.arange(count, dtype=torch.float64)
             if self.config.sampling is Sampling.ROUND_ROBIN:
                 times.append(place + at / len(self.parts))
             else:
                 times.append((place + torch.rand(count, generator=generator, dtype=torch.float64)) / count)
-        return torch.cat(indices)[torch.cat(times).argsort(stable=True)]
+        return torch.cat(indices)[torch.cat(times).argsort(stable=True)].flatten()
 
-    def _base(self, size: int) -> float:
-        powers = {Sampling.PROPORTIONAL: 1.0, Sampling.TEMPERATURE: 1.0 / self.config.temperature}
-        return float(size) ** powers.get(self.config.sampling, 0.0)
+    def _power(self, epoch: int) -> float:
+        """Return the power of a set's size that its draws are proportional to."""
+        done = min(1.0, epoch / max(1, self.config.anneal_epochs - 1))
+        powers = {
+            Sampling.PROPORTIONAL: 1.0,
+            Sampling.TEMPERATURE: 1.0 / self.config.temperature,
+            Sampling.SQUARE_ROOT: 0.5,
+            Sampling.ANNEALED: 1.0 - (1.0 - ANNEALED_TO) * done,
+        }
+        return powers.get(self.config.sampling, 0.0)
 
 
 def rounds(source: SampleSource, count: int, generator: torch.Generator) -> Int[Tensor, " n"]:

@@ -10,6 +10,7 @@ import torch
 
 from mmzoo import registry, schema
 from mmzoo.datamodules.mixture import Mixture, Sampling
+from mmzoo.datamodules.order import Rank
 from mmzoo.errors import ConfigError
 from mmzoo.modalities.base import Preprocess
 
@@ -47,6 +48,8 @@ SIZES = {"small": 8, "mid": 32, "large": 128}
     [
         ({}, {"small": 8, "mid": 32, "large": 128}),
         ({"sampling": "uniform"}, {"small": 56, "mid": 56, "large": 56}),
+        ({"sampling": "square_root", "epoch_samples": 700}, None),
+        ({"sampling": "annealed"}, {"small": 8, "mid": 32, "large": 128}),
         ({"sampling": "round_robin", "epoch_samples": 31}, {"small": 11, "mid": 10, "large": 10}),
         ({"sampling": "temperature", "temperature": 2.0, "epoch_samples": 700}, None),
         (
@@ -63,7 +66,7 @@ def test_how_often_each_set_is_drawn(
         roots = {n: s**0.5 for n, s in SIZES.items()}
         expected = {n: round(700 * r / sum(roots.values())) for n, r in roots.items()}
     assert dict(zip(SIZES, source.counts(), strict=True)) == expected
-    order = source.order(torch.Generator().manual_seed(0))
+    order = source.order_at(0, torch.Generator().manual_seed(0))
     ends = [8, 40, 168]
     drawn = Counter(next(n for n, end in zip(SIZES, ends, strict=True) if i < end) for i in order.tolist())
     assert {n: drawn[n] for n in SIZES} == expected
@@ -77,6 +80,56 @@ def test_round_robin_takes_one_of_each_in_turn(tmp_path: pathlib.Path, preproces
     data = mixture(tmp_path, preprocesses, sampling="round_robin", epoch_samples=48, loader={"batch_size": 6})
     for batch in data.loader("train"):
         assert batch.source == ("small", "mid", "large") * 2
+
+
+def test_annealing_goes_from_proportional_towards_uniform(
+    tmp_path: pathlib.Path, preprocesses: Reads
+) -> None:
+    source = mixture(
+        tmp_path, preprocesses, sampling="annealed", anneal_epochs=5, epoch_samples=10000
+    ).source("train")
+    for epoch, power in ((0, 1.0), (2, 0.6), (4, 0.2), (9, 0.2)):
+        wanted = {n: s**power for n, s in SIZES.items()}
+        expected = [10000 * w / sum(wanted.values()) for w in wanted.values()]
+        assert source.counts(epoch) == pytest.approx(expected, abs=1)
+    data = mixture(tmp_path, preprocesses, sampling="annealed", anneal_epochs=3, epoch_samples=160)
+    loader = data.loader("train")
+    shares = [Counter(s for b in loader for s in b.source)["large"] for _ in range(3)]
+    assert shares[0] > shares[1] > shares[2]
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "round_robin", "temperature"])
+def test_batches_of_one_set_are_the_same_set_on_every_rank(
+    sampling: str, tmp_path: pathlib.Path, preprocesses: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"sampling": sampling, "batches": "one_set", "epoch_samples": 200, "loader": {"batch_size": 8}}
+    seen: list[list[str]] = []
+    ids: list[list[str]] = []
+    for rank in range(2):
+        monkeypatch.setattr(Rank, "current", staticmethod(lambda rank=rank: Rank(rank, 2)))
+        batches = list(mixture(tmp_path, preprocesses, **options).loader("train"))
+        assert all(len(set(b.source)) == 1 for b in batches)
+        seen.append([b.source[0] for b in batches])
+        ids.append([i for b in batches for i in b.ids])
+    assert seen[0] == seen[1]
+    assert ids[0] != ids[1]
+    assert len(seen[0]) == 12  # 200 // (8 * 2)
+    assert set(seen[0]) == set(SIZES)
+    if sampling == "round_robin":
+        assert seen[0] == ["small", "mid", "large"] * 4
+
+
+def test_batches_of_one_set_resume_exactly(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    options = {"batches": "one_set", "sampling": "annealed", "anneal_epochs": 2, "loader": {"batch_size": 8}}
+    whole = mixture(tmp_path, preprocesses, **options).loader("train")
+    first, second = ([b.ids for b in whole] for _ in range(2))
+    part = mixture(tmp_path, preprocesses, **options).loader("train")
+    iterator = iter(part)
+    half = [next(iterator).ids for _ in range(5)]
+    again = mixture(tmp_path, preprocesses, **options).loader("train")
+    again.load_state_dict(part.state_dict())
+    assert half + [b.ids for b in again] == first
+    assert [b.ids for b in again] == second
 
 
 def test_batches_hold_nearly_the_same_share_of_each_set(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
