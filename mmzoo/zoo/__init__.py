@@ -12,40 +12,44 @@ from omegaconf import OmegaConf
 
 from mmzoo import __version__, compose, configs, schema
 from mmzoo.batch import DataInfo
-from mmzoo.checkpoints import files
-from mmzoo.errors import CheckpointError, close_matches
+from mmzoo.checkpoints import cards, files
+from mmzoo.errors import CheckpointError
 from mmzoo.models.finetune.lora import LoraConfig, merged_state, write_adapter
 from mmzoo.models.finetune.prepare import plain
 from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.zoo import fetch
 
 log = logging.getLogger(__name__)
-SHIPPED = Path(__file__).parent.parent / "weights"
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of the model presets that match a shell pattern."""
-    return [name for name in configs.list_configs("model") if fnmatch(name, pattern)]
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Return the names of the model presets that match a shell pattern; of checkpoints (`arch.tag`) if
+    `pretrained`."""
+    names = cards.cards() if pretrained else configs.list_configs("model")
+    return [name for name in names if fnmatch(name, pattern)]
 
 
 def create_model(
-    name: str, *, pretrained: bool | None = None, info: DataInfo | None = None
+    name: str, *, pretrained: bool | str | None = None, info: DataInfo | None = None
 ) -> MultimodalModel:
-    """Build a preset by name, in evaluation mode.
+    """Build a model in evaluation mode: a preset, a checkpoint `arch.tag`, or one from `hf://org/repo`.
 
-    `pretrained=None` takes shipped weights where there are some and random ones (said in the log)
-    elsewhere; True demands them; False gives random weights. `info` fills what depends on data (fMRI
-    subjects, classes).
+    `pretrained=None` takes weights that are here, shipped or fetched before, and random ones (said in the
+    log) elsewhere; True demands weights, fetched if need be, and a tag demands those; False gives random
+    ones. `info` fills what depends on data (fMRI subjects, classes).
     """
-    shipped = SHIPPED / name
-    has_weights = (shipped / files.WEIGHTS).is_file()
-    if pretrained and not has_weights:
-        known = [p.name for p in SHIPPED.iterdir()] if SHIPPED.is_dir() else []
-        do = close_matches(name, known) + " Or give pretrained=False."
-        raise CheckpointError.at(f"model {name}", "no shipped weights", "a model with weights", do)
-    if has_weights and pretrained is not False:
-        return load(shipped)
+    if isinstance(pretrained, str):
+        return load(cards.find(f"{name}.{pretrained}").name)
+    presets = configs.list_configs("model")
+    if name not in presets and pretrained is not False and (fetch.is_elsewhere(name) or cards.is_known(name)):
+        return load(name)
+    if pretrained:
+        return load(cards.find(name).name)
+    card = cards.find(name) if pretrained is None and cards.is_known(name) else None
+    if card is not None and (card.shipped or card.cached.is_file()):
+        return load(card.name)
     if pretrained is None:
-        log.warning("model %s: no shipped weights, so these are random", name)
+        log.warning("model %s: no weights of it are here, so these are random", name)
     return MultimodalModel(MultimodalModel.resolve(preset(name), info or DataInfo())).eval()
 
 
@@ -56,8 +60,8 @@ def preset(name: str) -> MultimodalModel.Config:
 
 
 def load(source: str | Path) -> MultimodalModel:
-    """Load a model in evaluation mode from a run, an export folder, a .ckpt file or the name of shipped
-    weights."""
+    """Load a model in evaluation mode from a run, an export folder, a .ckpt file, a checkpoint's name or
+    `hf://org/repo`."""
     return load_with_config(source)[0]
 
 
@@ -77,8 +81,8 @@ def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return config and weights of whatever `source` names: a run, an export folder, a .ckpt file, shipped
-    weights."""
+    """Return config and weights of whatever `source` names: a run, an export folder, a .ckpt file, a
+    checkpoint by name or address."""
     config, state = _read(source)
     if not isinstance(config.get("model"), dict):
         expected = "the options that the model was built with"
@@ -87,25 +91,17 @@ def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Ten
 
 
 def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    path = Path(source)
-    if path.is_dir():
-        folder = path / "export" if (path / "export").is_dir() else path
-        if (folder / files.WEIGHTS).is_file():
-            return files.read_export(folder)
-        for name in ("best.ckpt", "last.ckpt"):
-            if (path / "checkpoints" / name).is_file():
-                return _from_checkpoint(path / "checkpoints" / name)
-        expected = "export/model.safetensors or checkpoints/*.ckpt"
-        raise CheckpointError.at(
-            str(source), "a folder without weights", expected, "Finish or resume the run."
-        )
-    if path.is_file():
+    path = fetch.local(source)
+    if not path.is_dir():
         return _from_checkpoint(path)
-    if (SHIPPED / str(source) / files.WEIGHTS).is_file():
-        return files.read_export(SHIPPED / str(source))
-    known = [p.name for p in SHIPPED.iterdir()] if SHIPPED.is_dir() else []
-    expected = "a run folder, an export folder, a .ckpt file or a model with shipped weights"
-    raise CheckpointError.at(str(source), "no such thing", expected, close_matches(str(source), known))
+    folder = path / "export" if (path / "export").is_dir() else path
+    if (folder / files.WEIGHTS).is_file():
+        return files.read_export(folder)
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return _from_checkpoint(path / "checkpoints" / name)
+    expected = "export/model.safetensors or checkpoints/*.ckpt"
+    raise CheckpointError.at(str(source), "a folder without weights", expected, "Finish or resume the run.")
 
 
 def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -166,7 +166,7 @@ def test_retry_after_is_obeyed_as_seconds_and_as_a_date(
 
 def test_a_server_that_asks_for_too_long_is_given_up(target: pathlib.Path):
     script = Script(BODY, statuses=[(429, {"Retry-After": "3600"})])
-    with serve(script) as url, pytest.raises(DownloadError, match="answers 429.* asks to wait 3600 s"):
+    with serve(script) as url, pytest.raises(DownloadError, match=r"answers 429.* asks to wait 3600 s"):
         download(Wanted([url]), target, policy=FAST)
 
 
@@ -316,7 +316,8 @@ def test_what_cannot_be_wanted_is_said(make: Callable[[], Wanted], said: str):
 CHILD = """
 import pathlib, sys
 from mmzoo.checkpoints.download import Wanted, download
-print("cached" if download(Wanted([sys.argv[1]], sha256=sys.argv[2]), pathlib.Path(sys.argv[3])).cached else "fetched")
+receipt = download(Wanted([sys.argv[1]], sha256=sys.argv[2]), pathlib.Path(sys.argv[3]))
+print("cached" if receipt.cached else "fetched")
 """
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import mmzoo
 from mmzoo import recipe, zoo
 from mmzoo.batch import DataInfo
-from mmzoo.checkpoints import files
+from mmzoo.checkpoints import cards, files
 from mmzoo.errors import CheckpointError, ConfigError
 from mmzoo.recipe import Built
 
@@ -43,7 +43,8 @@ def test_an_export_loads_to_the_same_embeddings_bit_for_bit(built: Built, export
     assert saved["labels"]["action"] == list(built.info.labels["action"])
     assert saved["subjects"] == dict(built.info.subjects)
     assert saved["sha256"] == files.sha256_of(export / files.WEIGHTS)
-    assert saved["recipe"] == json.loads(json.dumps(built.config.to_dict()))
+    again = recipe.from_dict(saved["recipe"]).to_dict()
+    assert again == json.loads(json.dumps(built.config.to_dict()))
     assert load_file(export / files.WEIGHTS).keys() == built.model.state_dict().keys()
 
 
@@ -71,7 +72,7 @@ def test_a_run_folder_an_export_and_a_checkpoint_all_load(
 def test_create_model_gives_random_weights_and_says_so(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         model = mmzoo.create_model("fmri_tiny", info=DataInfo(subjects={"a": 12}))
-    assert "model fmri_tiny: no shipped weights, so these are random" in caplog.text
+    assert "model fmri_tiny: no weights of it are here, so these are random" in caplog.text
     assert not model.training
     assert model.adapter("fmri").config.subjects == {"a": 12}
     caplog.clear()
@@ -81,18 +82,48 @@ def test_create_model_gives_random_weights_and_says_so(caplog: pytest.LogCapture
     assert "five_senses_tiny" in mmzoo.list_models()
 
 
+def card_of(name: str, **facts: Any) -> cards.Card:
+    arch, _, tag = name.partition(".")
+    return cards.Card(arch=arch, tag=tag, **facts)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> dict[str, cards.Card]:
+    """Let there be no cards but those that a test adds, and no weights in the package."""
+    found: dict[str, cards.Card] = {}
+    monkeypatch.setattr(cards, "cards", lambda: found)
+    monkeypatch.setattr(cards, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setenv("MMZOO_HOME", str(tmp_path / "home"))
+    return found
+
+
 def test_shipped_weights_are_taken_where_there_are_some(
-    built: Built, export: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    built: Built, export: pathlib.Path, known: dict[str, cards.Card], caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(zoo, "SHIPPED", export.parent.parent)
-    run = export.parent.rename(export.parent.with_name("five_senses_tiny"))
-    for file in (run / "export").iterdir():
-        file.rename(run / file.name)
-    (run / "export").rmdir()
+    name = "five_senses_tiny.world"
+    known[name] = card_of(name, default=True, deprecated_names=["five_old"])
+    known["five_senses_tiny.far"] = card_of("five_senses_tiny.far")
+    (cards.SHIPPED).mkdir()
+    export.rename(cards.SHIPPED / name)
     key = "trunk.blocks.0.norm1.weight"
-    for model in (zoo.create_model("five_senses_tiny", pretrained=True), zoo.load("five_senses_tiny")):
+    made = [
+        zoo.create_model("five_senses_tiny"),
+        zoo.create_model("five_senses_tiny", pretrained=True),
+        zoo.create_model("five_senses_tiny", pretrained="world"),
+        zoo.create_model(name),
+        zoo.load("five_senses_tiny"),
+        zoo.load(name),
+        zoo.load("five_old"),
+    ]
+    for model in made:
         assert model.embedding_task() == "align"
         assert torch.equal(model.state_dict()[key], built.model.state_dict()[key])
+    assert "'five_old' is a former name; write 'five_senses_tiny.world'" in caplog.text
+    assert mmzoo.list_models("five*", pretrained=True) == [name, "five_senses_tiny.far"]
+    with pytest.raises(CheckpointError, match="Did you mean 'world'"):
+        zoo.create_model("five_senses_tiny", pretrained="wrld")
+    with pytest.raises(CheckpointError, match=r"five_senses_tiny\.far: a card without weights"):
+        zoo.create_model("five_senses_tiny", pretrained="far")
 
 
 def test_init_from_takes_what_fits_and_says_what_does_not(
@@ -125,9 +156,7 @@ def message(source: Any) -> str:
     return str(caught.value)
 
 
-def test_what_cannot_be_loaded_is_said_in_a_line(
-    built: Built, export: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_cannot_be_loaded_is_said_in_a_line(built: Built, export: pathlib.Path, tmp_path: pathlib.Path):
     assert "no such thing; expected a run folder, an export folder" in message("nowhere")
     (tmp_path / "empty").mkdir()
     assert "a folder without weights; expected export/model.safetensors" in message(tmp_path / "empty")
@@ -141,7 +170,7 @@ def test_what_cannot_be_loaded_is_said_in_a_line(
     )
     (export / files.WEIGHTS).write_bytes((export / files.WEIGHTS).read_bytes()[:-1] + b"\0")
     assert "sha256" in message(export)
-    with pytest.raises(CheckpointError, match="no shipped weights; expected a model with weights"):
+    with pytest.raises(CheckpointError, match="no checkpoint 'fmri_tiny'"):
         zoo.create_model("fmri_tiny", pretrained=True)
     with pytest.raises(ConfigError, match="Did you mean 'fmri_tiny'"):
         zoo.create_model("fmri_tny", pretrained=False)
