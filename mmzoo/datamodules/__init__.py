@@ -6,6 +6,9 @@ TABLE = {
     "five_senses": Row(
         "mmzoo.datamodules.five_senses:FiveSenses", "simulated events seen by all five modalities"
     ),
+    "indoor": Row(
+        "mmzoo.datamodules.indoor:Indoor", "ray-cast rooms with depth, normals, boundaries, classes, people"
+    ),
     "folder": Row(
         "mmzoo.datamodules.folder:Folder", "files of any modality in class folders or tars, labels from names"
     ),

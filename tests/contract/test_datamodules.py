@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmzoo import registry, schema
-from mmzoo.batch import Batch, Sample
+from mmzoo.batch import IGNORE, Batch, DataInfo, DenseKind, Sample
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.files import KINDS
 from mmzoo.datamodules.loader import LoaderConfig, ResumableLoader, SampleSource
@@ -75,7 +76,7 @@ def test_batches_are_valid_and_as_the_info_says(data: DataModule) -> None:
             batch.validate()
             ids += batch.ids
             modalities |= set(batch.inputs)
-            check_labels(batch, info.labels)
+            check_labels(batch, info)
             for part in batch.inputs.values():
                 for row, subject in enumerate(part.subjects or ()):
                     assert info.subjects[subject] == int(part.sizes[row, -1])
@@ -90,15 +91,35 @@ def test_batches_are_valid_and_as_the_info_says(data: DataModule) -> None:
     assert modalities == set(info.modalities) & set(KINDS)
 
 
-def check_labels(batch: Batch, labels: Any) -> None:
+def check_labels(batch: Batch, info: DataInfo) -> None:
+    labels = info.labels
     for name, target in batch.targets.items():
         assert name in labels
-        if target.values.ndim == 1:
+        if name in info.dense:
+            check_dense(target.values, info.dense[name], len(labels[name]), batch)
+        elif target.values.ndim == 1:
             assert target.values.dtype == torch.int64
             assert 0 <= int(target.values.min()) <= int(target.values.max()) < len(labels[name])
         else:
             assert target.values.shape[1] == len(labels[name])
             assert set(target.values.unique().tolist()) <= {0.0, 1.0}
+
+
+def check_dense(values: Tensor, kind: DenseKind, channels: int, batch: Batch) -> None:
+    assert values.shape[-2:] == batch.inputs["image"].values.shape[-2:]
+    real = values[values != IGNORE]
+    if kind in (DenseKind.CLASSES, DenseKind.SALIENCY):
+        assert (values.ndim, values.dtype) == (3, torch.int64)
+        assert not len(real) or 0 <= int(real.min()) <= int(real.max()) < channels
+        return
+    assert values.dtype == torch.float32
+    assert values.shape[1] == channels == (3 if kind is DenseKind.NORMALS else 1)
+    if kind is DenseKind.NORMALS:
+        length = values.norm(dim=1)[(values != IGNORE).all(dim=1)]
+        torch.testing.assert_close(length, torch.ones_like(length), atol=0.02, rtol=0)
+    else:
+        assert (real >= 0).all()
+        assert kind is DenseKind.DEPTH or (real <= 1).all()
 
 
 def test_same_seed_same_bits_other_seed_other_order(fake: Any, preprocesses: dict[str, Preprocess]) -> None:

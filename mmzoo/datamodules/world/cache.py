@@ -13,16 +13,14 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 
+from mmzoo.datamodules.once import make_once
 from mmzoo.datamodules.world.events import WorldConfig
 from mmzoo.datamodules.world.render import Arrays, shapes
 from mmzoo.datamodules.world.worker import OPTIONS, render_share
@@ -53,38 +51,21 @@ def world_folder(config: WorldConfig, split: str, root: Path | None = None) -> P
 def open_world(config: WorldConfig, split: str, root: Path | None = None) -> Arrays:
     """Return the arrays of a split, memory-mapped, after rendering them if nobody has."""
     folder = world_folder(config, split, root)
-    if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder.with_suffix(".lock")):
-                if not folder.is_dir():
-                    _render(config, split, folder)
-        except OSError as error:
-            found = f"cannot write ({error.strerror or error})"
-            do = "Set MMZOO_HOME to a folder with space."
-            raise DataError.at(str(folder), found, "a writable cache folder", do) from error
+    make_once(folder, lambda unfinished: _render(config, split, unfinished, folder))
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes(config, split)}
 
 
-def _render(config: WorldConfig, split: str, folder: Path) -> None:
+def _render(config: WorldConfig, split: str, into: Path, folder: Path) -> None:
     started, count = time.monotonic(), config.count(split)
     workers = _workers() if count > SMALL else 1
     log.info("five_senses: rendering %d %s events once, into %s", count, split, folder)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (unfinished / OPTIONS).write_text(
-            json.dumps({"split": split, "world": world_options(config)}, indent=1)
-        )
-        for name, (shape, dtype) in shapes(config, split).items():
-            np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", dtype, shape)
-        if count > SMALL:
-            _run_workers(unfinished, workers)
-        else:
-            render_share(unfinished, 0, 1)
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    (into / OPTIONS).write_text(json.dumps({"split": split, "world": world_options(config)}, indent=1))
+    for name, (shape, dtype) in shapes(config, split).items():
+        np.lib.format.open_memmap(into / f"{name}.npy", "w+", dtype, shape)
+    if count > SMALL:
+        _run_workers(into, workers)
+    else:
+        render_share(into, 0, 1)
     log.info("five_senses: rendered in %.0f s with %d processes", time.monotonic() - started, workers)
 
 
@@ -120,17 +101,3 @@ def _workers() -> int:
     with contextlib.suppress(AttributeError):
         return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
     return min(MAX_WORKERS, os.cpu_count() or 1)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[None, None, None]:
-    """Hold a lock that ends with the process; where the system has none, both render and the first rename
-    wins."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
