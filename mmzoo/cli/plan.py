@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmzoo import recipe
 from mmzoo.batch import Batch
-from mmzoo.cli import console
+from mmzoo.cli import console, fine_tuning
 from mmzoo.learners.meter import gemm_peak, step_cost
 from mmzoo.learners.optim import lr_factor
 from mmzoo.models.multimodal import MultimodalModel
@@ -38,12 +38,13 @@ def run(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json: b
         "step": step(built, batch),
         "memory": memory(built, batch),
         "schedule": schedule(built),
+        "fine_tuning": fine_tuning.facts(built),
     }
     plan["estimate"] = _estimate(plan, built, device)
     if as_json:
         console.dump(plan)
         return 0
-    _print(plan)
+    _print(plan, fine_tuning.lines(built))
     console.note(f"next: mmzoo train {' '.join([name, *overrides])}")
     return 0
 
@@ -147,7 +148,7 @@ def _estimate(plan: dict[str, Any], built: Built, device: torch.device) -> dict[
     }
 
 
-def _print(plan: dict[str, Any]) -> None:
+def _print(plan: dict[str, Any], tuning: dict[str, str]) -> None:
     rows = [(k, f"{v['trainable']:,}", f"{v['frozen']:,}") for k, v in plan["parameters"].items()]
     console.say(console.table(("part", "trainable", "frozen"), rows, right=(1, 2)) + "\n")
     data, cost, size = plan["data"], plan["step"], plan["memory"]
@@ -161,6 +162,7 @@ def _print(plan: dict[str, Any]) -> None:
         "memory": ", ".join(f"{k} {v / 2**20:,.0f} MiB" for k, v in size.items()) + f" on {plan['device']}",
         "steps": _steps(plan["schedule"]),
         "learning rate": _rates(plan["schedule"]),
+        **tuning,
         "time": _time(plan["estimate"]),
     }
     console.say(console.pairs({k: v for k, v in facts.items() if v}))

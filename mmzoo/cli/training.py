@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 
 from mmzoo import recipe, run_folder
-from mmzoo.cli import console, finish, logs, sources
+from mmzoo.cli import console, fine_tuning, finish, logs, sources
 from mmzoo.errors import ConfigError
 from mmzoo.learners.callbacks import run_callbacks
 from mmzoo.learners.keeper import Interrupted
 from mmzoo.recipe import Built, RecipeConfig, Resume
 from mmzoo.run_folder import Existing, RunFolder, Status
+
+log = logging.getLogger(__name__)
 
 
 def train(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json: bool = False) -> int:
@@ -32,6 +35,8 @@ def train(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json:
         built = recipe.build(config, folder.path, _callbacks(config, folder), loggers, fetch=not resumes)
         if run_folder.rank() == 0:
             folder.record(built.config.to_dict(), overrides)
+            for name, text in fine_tuning.lines(built).items():
+                log.info("%s: %s", name, text)
         _fit(built, folder, resumes=resumes)
         finish.after_training(built, folder, as_json=as_json)
     except (Interrupted, KeyboardInterrupt):

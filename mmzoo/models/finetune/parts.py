@@ -17,6 +17,8 @@ from mmzoo.errors import ConfigError, close_matches
 
 NORMS = "norms"
 """Last word of a part that means all norm layers below."""
+SCATTERED = 3
+"""More paths than this within a part are counted instead of named."""
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _MODALITY_HOLDERS = {"ffn": r"(?:networks\.)?", "norm": r"(?:norms\.)?", "subjects": "(?:of-)?"}
 """What the model puts between a word and the name of a modality (or subject) behind it."""
@@ -51,26 +53,25 @@ def known_parts(model: nn.Module) -> list[str]:
 
 
 def summarise(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Say which parts a set of parameters makes up, whole parts by their short name, the rest by its own."""
-    chosen = set(names)
-    every = [name for name, _ in model.named_parameters()]
+    """Say which parts a set of parameters makes up: whole parts by their short name, scattered ones counted."""
+    return _cover("", [name for name, _ in model.named_parameters()], set(names))
+
+
+def _cover(prefix: str, below: Sequence[str], chosen: set[str]) -> list[str]:
+    """Return the shortest paths below `prefix` that cover what is chosen of the names `below`."""
+    depth = prefix.count(".") + 1 if prefix else 0
     said: list[str] = []
-    _cover("", [n for n in every if n in chosen], every, chosen, said)
+    for head in dict.fromkeys(".".join(name.split(".")[: depth + 1]) for name in below):
+        own = [n for n in below if n == head or n.startswith(f"{head}.")]
+        count = sum(n in chosen for n in own)
+        short = re.sub(r"^adapters", "modalities", head)
+        if count == len(own):
+            said.append(short)
+        elif count:
+            inner = _cover(head, own, chosen)
+            scattered = len(inner) > SCATTERED and depth >= 1 and head != "trunk.blocks"
+            said += [f"{short} ({count} of {len(own)} tensors)"] if scattered else inner
     return said
-
-
-def _cover(
-    prefix: str, chosen: Sequence[str], every: Sequence[str], wanted: set[str], said: list[str]
-) -> None:
-    """Append the shortest paths that cover `chosen` below `prefix` and nothing else."""
-    depth = len(prefix.split(".")) if prefix else 0
-    heads = dict.fromkeys(".".join(name.split(".")[: depth + 1]) for name in chosen)
-    for head in heads:
-        below = [n for n in every if n == head or n.startswith(f"{head}.")]
-        if all(n in wanted for n in below):
-            said.append(re.sub(r"^adapters", "modalities", head))
-        else:
-            _cover(head, [n for n in below if n in wanted], below, wanted, said)
 
 
 def _singles(part: str) -> list[str]:
