@@ -19,6 +19,8 @@ MODALITIES = ("text", "image", "audio")
 """In the order of the reference's joint passes."""
 FORMAT_VERSION = 3.0
 """What fairseq's `version` buffer holds."""
+QUERY = "pool.query"
+"""The end of our name for the pool's query (h d), which the reference keeps as (1 1 h d)."""
 MAX_POSITIONS = 1024
 """Side of the reference's stored bucket tables of text and audio."""
 
@@ -100,7 +102,7 @@ def to_onepeace(state: Mapping[str, Tensor], layout: Layout = Layout.FULL) -> di
 
 
 def _to_ours(name: str, tensor: Tensor) -> Tensor:
-    return tensor.flatten(0, -3) if name.endswith("pool.query") and tensor.ndim > 2 else tensor
+    return tensor.reshape(tensor.shape[-2:]) if name.endswith(QUERY) else tensor
 
 
 def buffers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

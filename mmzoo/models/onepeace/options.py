@@ -41,12 +41,11 @@ def options_of(shapes: Shapes) -> MultimodalModel.Config:
     if plan.layout is Layout.VISION:
         found = {_as_full(name): shape for name, shape in found.items()}
     modalities = {m: made for m in MODALITIES if (made := _adapter(m, found)) is not None}
-    return MultimodalModel.Config(
-        modalities=modalities,
-        views={"image2": "image"} if "encoder_wrapper.image_adapter.type_embedding_2" in found else {},
-        trunk=_trunk(found),
-        heads=_heads(found, tuple(modalities)),
-    )
+    heads = _heads(found, tuple(modalities))
+    two = any("text+image2" in spec.passes for spec in heads.values())
+    second = two or "encoder_wrapper.image_adapter.type_embedding_2" in found
+    views = {"image2": "image"} if second else {}
+    return MultimodalModel.Config(modalities=modalities, views=views, trunk=_trunk(found), heads=heads)
 
 
 def _as_full(name: str) -> str:
@@ -139,8 +138,8 @@ def _heads(shapes: Shapes, modalities: tuple[str, ...]) -> dict[str, HeadSpec]:
     if projected:
         heads["align"] = HeadSpec(head=ContrastiveHead.Config(), passes=projected)
     if classifier := _classifier(shapes):
-        joint = "+".join(modalities)
-        passes = [joint, f"{joint}2"] if isinstance(classifier, PairMlpHead.Config) else [joint]
+        two = isinstance(classifier, PairMlpHead.Config)
+        passes = ["text+image", "text+image2"] if two else ["+".join(modalities)]
         heads["classify"] = HeadSpec(head=classifier, passes=passes)
     return heads
 

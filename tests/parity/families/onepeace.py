@@ -245,7 +245,7 @@ def _heads(golden: Golden) -> Iterator[Row]:
             num_classes=spec["num_classes"],
             pooling=Pooling.ATTENTION if spec["attn_pooling"] else Pooling.CLS,
             part="image" if spec.get("use_image_features") and "image" in joint else joint[0],
-            ratio=spec["head_scale_ratio"],
+            ratio=float(spec["head_scale_ratio"]),
             pooler=spec["use_pooler"],
         )
         one = "+".join(joint)
