@@ -124,10 +124,10 @@ class DenoisingHead(MaskedHead):
             nn.init.zeros_(layer.get_parameter("bias"))
         self.unread = nn.ParameterDict()
         if config.unread_tokens:
-            names = [f"{m}_cls" for m in modalities] + [f"{m}_mask" for m in modalities if m == "audio"]
-            for name in names:
-                token = trunc_normal_(torch.empty(1, width))
-                self.unread[name] = nn.Parameter(token, requires_grad=False)
+            shapes = {f"{m}_cls": (1, 1, width) for m in modalities}
+            shapes |= {f"{m}_mask": (1, width) for m in modalities if inputs[m].kind == "audio"}
+            for name, shape in shapes.items():
+                self.unread[name] = nn.Parameter(trunc_normal_(torch.empty(shape)), requires_grad=False)
 
     def teachers(self) -> tuple[str, ...]:
         """Name the passes it wants whole."""

@@ -25,7 +25,9 @@ def line(row: Row, width: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare every file and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.parity", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE.safetensors")
     parser.add_argument("-q", "--quiet", action="store_true", help="print a file's summary and failures only")
     options = parser.parse_args(arguments)
@@ -41,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         shown = failed if options.quiet else rows
         width = max((len(row.name) for row in rows), default=0)
         worst = max((row.error for row in rows), default=0.0)
-        told = f"{len(failed)} of {len(rows)} outputs past tolerance" if failed else f"{len(rows)} outputs agree"
+        told = (
+            f"{len(failed)} of {len(rows)} outputs past tolerance" if failed else f"{len(rows)} outputs agree"
+        )
         sys.stdout.write("\n".join([path.name, *(line(row, width) for row in shown)]) + "\n")
         sys.stdout.write(f"  {told}; worst error {worst:.2e}\n")
         code |= bool(failed) or not rows
