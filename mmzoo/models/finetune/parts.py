@@ -53,7 +53,7 @@ def known_parts(model: nn.Module) -> list[str]:
 
 
 def summarise(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Say which parts a set of parameters makes up: whole parts by their short name, scattered ones counted."""
+    """Say which parts a set of parameters makes up: whole parts by name, scattered ones counted."""
     return _cover("", [name for name, _ in model.named_parameters()], set(names))
 
 
