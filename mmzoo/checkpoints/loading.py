@@ -78,15 +78,15 @@ class LoadReport:
         return len(self.loaded) + len(self.resized) + len(self.copied)
 
     def lines(self) -> list[str]:
-        """Return one line for each kind that occurred."""
+        """Return one line for each kind that occurred; the last three were not taken."""
         kinds: dict[str, list[str]] = {
             "resized": [f"{k} {v}" for k, v in self.resized.items()],
             "copied": [f"{k} from {v}" for k, v in self.copied.items()],
-            "fresh, another shape": [f"{k} {v}" for k, v in self.reshaped.items()],
-            "fresh, missing": self.missing,
-            "not used": self.unexpected,
+            "reshaped": [f"{k} {v}" for k, v in self.reshaped.items()],
+            "missing": self.missing,
+            "unexpected": self.unexpected,
         }
-        return [f"{kind} ({len(names)}): {_short(names)}" for kind, names in kinds.items() if names]
+        return [f"{kind} ({len(names)}): {_short(sorted(names))}" for kind, names in kinds.items() if names]
 
 
 def load_weights(module: nn.Module, weights: Weights) -> LoadReport:
