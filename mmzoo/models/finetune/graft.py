@@ -63,7 +63,7 @@ def graft(trunk: nn.Module, pairs: Mapping[str, str]) -> dict[str, list[str]]:
                 state[to].copy_(state[name])
         written[new] = sorted(copies)
         log.info(
-            "graft: the trunk's feed-forwards and norm of %s start as %s's (%d tensors)",
+            "graft: feed-forwards and norm of %s start as %s's (%d tensors)",
             new,
             old,
             len(copies),
