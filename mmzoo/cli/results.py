@@ -13,9 +13,8 @@ import numpy as np
 from mmzoo import run_folder
 from mmzoo.cli import console
 from mmzoo.learners.evaluate import Evaluation
+from mmzoo.metrics.base import NOT_SHARES
 
-PLAIN = ("loss", "MedR")
-"""Figures that are no shares of one."""
 PAIR = "->"
 MOST_CLASSES = 200
 """Larger confusion matrices are neither stored nor drawn."""
@@ -111,7 +110,7 @@ def headline(results: Results) -> dict[str, float]:
 def show(name: str, value: float) -> str:
     """Write a figure: shares in per cent, the rest in four digits."""
     last = name.rsplit("/", 1)[-1]
-    if last in PLAIN or not 0 <= value <= 1:
+    if last in NOT_SHARES or not 0 <= value <= 1:
         return f"{value:.4g}"
     return f"{100 * value:.1f} %"
 

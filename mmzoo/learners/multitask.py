@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmzoo import schema
 from mmzoo.batch import Batch, DataInfo, ModelOutput
-from mmzoo.errors import ConfigError
+from mmzoo.errors import ConfigError, close_matches
 from mmzoo.learners.balance.balancing import RANK_SLOT, Balancing, Over, Place
 from mmzoo.learners.balance.base import Moment
 from mmzoo.learners.optim import OptimConfig, build_optimizer, check_schedule, lr_factor
@@ -50,6 +50,8 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         """what is balanced: tasks, or parts (each pair of a contrast, each pass of a classifier)"""
         shared: list[str] = field(default_factory=lambda: ["trunk"])
         """beginnings of the names of the parameters whose gradients are balanced and compared"""
+        baselines: dict[str, float] = field(default_factory=dict[str, float])
+        """figure `task/figure` -> its value with a model for that task alone; the figure delta_m compares"""
         cosine_every: int = 0
         """steps between logged cosines of every two tasks' gradients; 0: never"""
 
@@ -58,6 +60,9 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
             if self.cosine_every < 0:
                 do = "Set cosine_every=0 to log none."
                 raise ConfigError.at("cosine_every", str(self.cosine_every), "0 or more", do)
+            for name, value in self.baselines.items():
+                if not value > 0:
+                    raise ConfigError.at(f"baselines.{name}", f"{value:g}", "more than 0", "Mend it.")
 
     def __init__(
         self,
@@ -74,6 +79,10 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
             raise ConfigError.at(
                 "tasks", "none", "at least one task", "Add tasks: {name: {head: …, objective: …}}."
             )
+        for name in config.baselines:
+            if name.split("/")[0] not in tasks:
+                do = close_matches(name.split("/")[0], tasks)
+                raise ConfigError.at("learner.baselines", f"{name!r} is of no task", "task/figure", do)
         self.config, self.model, self.info, self.seed = config, model, info, seed
         self.tasks = {name: Task(name, c) for name, c in tasks.items()}
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
@@ -81,7 +90,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         self.balancer = self.balancing.balancer
         self._replay: tuple[Batch, int, Moment] | None = None
         self.unfreezing = Unfreezing(config.unfreeze, model)
-        self.tracker = Tracker(self.tasks, info)
+        self.tracker = Tracker(self.tasks, info, config.baselines)
         self.last_losses: dict[str, Tensor] = {}
         self.meta: dict[str, Any] = {}
         self.log_every_steps = 10

@@ -13,6 +13,7 @@ from mmzoo.batch import Batch, DataInfo, Prediction
 from mmzoo.errors import ConfigError
 from mmzoo.learners.prompts import class_vectors
 from mmzoo.learners.tasks import Task
+from mmzoo.metrics.delta import delta_m
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.state import LossState, Sum
 
@@ -20,9 +21,11 @@ from mmzoo.state import LossState, Sum
 class Tracker:
     """The states of all tasks over one pass through a split."""
 
-    def __init__(self, tasks: Mapping[str, Task], info: DataInfo) -> None:
-        """Start empty."""
-        self.tasks, self.info = tasks, info
+    def __init__(
+        self, tasks: Mapping[str, Task], info: DataInfo, baselines: Mapping[str, float] | None = None
+    ) -> None:
+        """Start empty; with single-task `baselines` of figures, delta_m is computed too."""
+        self.tasks, self.info, self.baselines = tasks, info, dict(baselines or {})
         self.losses: dict[str, LossState] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.reference: dict[str, dict[str, Any]] = {}
@@ -77,6 +80,8 @@ class Tracker:
             new, drawn = task.compute(ordered, self.info, extra)
             figures |= new
             matrices |= drawn
+        if self.baselines:
+            figures["delta_m"] = delta_m(figures, self.baselines)
         return figures, matrices
 
     def _merged_over_ranks(self) -> tuple[dict[str, LossState], dict[str, dict[str, Any]]]:

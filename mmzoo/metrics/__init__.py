@@ -15,4 +15,11 @@ TABLE = {
         "mmzoo.metrics.probe:LinearProbe", "ridge-regression probe accuracy on frozen embeddings"
     ),
     "zero_shot": Row("mmzoo.metrics.zero_shot:ZeroShot", "accuracy against embeddings of class-name prompts"),
+    "miou": Row("mmzoo.metrics.dense:MeanIou", "mean intersection over union of every pixel's class"),
+    "depth_error": Row(
+        "mmzoo.metrics.dense:DepthError", "RMSE, log RMSE, absolute and squared relative error"
+    ),
+    "normals_error": Row("mmzoo.metrics.dense:NormalsError", "mean angle of surface normals"),
+    "saliency": Row("mmzoo.metrics.dense:Saliency", "saliency by the three protocols in print, each named"),
+    "boundary": Row("mmzoo.metrics.boundary:Boundary", "odsF and oisF of boundaries, thinned and matched"),
 }
