@@ -241,6 +241,14 @@ def _receipt(target: Path) -> Receipt | None:
         return None
 
 
+def fetched_sha256(target: Path) -> str:
+    """Return the sha256 that a file had when it was fetched, whatever became of it; empty if it was not."""
+    try:
+        return str(json.loads(_beside(target, "json").read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

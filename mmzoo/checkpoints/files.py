@@ -46,11 +46,7 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (folder / name).is_file():
             do = "Give the export folder of a run."
             raise CheckpointError.at(str(folder), f"no {name}", f"{WEIGHTS} and {CONFIG}", do)
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        do = "Export the run again."
-        raise CheckpointError.at(str(folder / CONFIG), f"not JSON ({error})", "a JSON object", do) from error
+    config = read_config(folder)
     found = sha256_of(folder / WEIGHTS)
     if config.get("sha256") not in (None, found):
         expected = f"sha256 {config['sha256'][:12]}… of config.json"
@@ -61,6 +57,19 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, OSError) as error:
         do = "Export or download it again."
         raise CheckpointError.at(str(folder / WEIGHTS), f"unreadable ({error})", "safetensors", do) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the config beside the weights of an export."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        do = "Export the run again."
+        raise CheckpointError.at(str(folder / CONFIG), f"not JSON ({error})", "a JSON object", do) from error
+    if not isinstance(config, dict):
+        found, do = type(config).__name__, "Export the run again."
+        raise CheckpointError.at(str(folder / CONFIG), found, "a JSON object", do)
+    return config
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ VERBS = {
     "train": "train a recipe; leaves a complete run folder",
     "eval": "measure a run, checkpoint or model on a split",
     "embed": "write embeddings of any data as .npz or .parquet",
+    "download": "fetch weights by name, from the hub or any address",
+    "verify": "check weights: hash, layout, golden output",
     "list": "list models, recipes and all building blocks",
     "info": "explain one of them: options, defaults, parameters",
     "config": "print a recipe's resolved configuration",

@@ -6,17 +6,16 @@ import hashlib
 import logging
 import time
 import urllib.parse
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmzoo.checkpoints import cards
 from mmzoo.checkpoints.cards import Card
-from mmzoo.checkpoints.download import Check, Receipt, Wanted, download, local_path
+from mmzoo.checkpoints.download import Receipt, Wanted, download, local_path
 from mmzoo.checkpoints.transfer import Watch
 from mmzoo.errors import CheckpointError
 from mmzoo.home import home
-from mmzoo.zoo import hub
+from mmzoo.zoo import foreign, hub
 
 log = logging.getLogger(__name__)
 EVERY_S = 10.0
@@ -63,21 +62,23 @@ def local(source: str | Path) -> Path:
     return of_card(cards.find(text), Told(text))
 
 
-def of_card(card: Card, watch: Watch | None = None, checks: Mapping[str, Check] | None = None) -> Path:
+def of_card(card: Card, watch: Watch | None = None) -> Path:
     """Return the folder of shipped weights, or the file of others, fetched unless it is here."""
-    return card.shipped or receipt_of(card, watch, checks).path
+    return card.shipped or receipt_of(card, watch, card.cached).path
 
 
-def receipt_of(card: Card, watch: Watch | None = None, checks: Mapping[str, Check] | None = None) -> Receipt:
-    """Fetch the file of a card unless it is here."""
+def receipt_of(card: Card, watch: Watch | None, target: Path, sha256: str = "") -> Receipt:
+    """Fetch the file of a card to `target` unless it is there; `sha256` is what a person knows of it."""
     if not card.urls:
         do = "Install a version of mmzoo that has them."
         raise CheckpointError.at(card.name, "a card without weights", "weights in the package", do)
-    if not card.sha256:
-        known = "its size and layout are" if card.bytes else "its layout is"
-        log.warning("%s: nobody has published its sha256, so only %s checked", card.name, known)
-    wanted = Wanted(card.urls, card.bytes, card.sha256, checks=dict(checks or {}))
-    return download(wanted, card.cached, watch)
+    known = card.sha256 or sha256
+    if not known:
+        how = "size and layout are" if card.bytes else "layout is"
+        log.warning("%s: nobody has published its sha256, so only its %s checked", card.name, how)
+    urls = [card.cached.as_uri()] if card.cached.is_file() and card.cached != target else card.urls
+    checks = foreign.checks(card.layout)
+    return download(Wanted(urls, card.bytes, known, checks=checks), target, watch)
 
 
 def cached(url: str) -> Path:
