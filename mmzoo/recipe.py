@@ -16,7 +16,7 @@ import torch
 from mmzoo import compose, configs, schema, zoo
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.base import DataModule
-from mmzoo.errors import ConfigError
+from mmzoo.errors import ConfigError, close_matches
 from mmzoo.learners.multitask import MultitaskLearner
 from mmzoo.learners.tasks import TaskConfig, faults_of, modalities_of, with_heads
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
@@ -47,6 +47,8 @@ class RecipeConfig(schema.Config):
     """where samples come from"""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """task name -> head, objective, metrics"""
+    only: list[str] = field(default_factory=list)
+    """names of the tasks to keep, such as one, for its single-task model; empty: all"""
     learner: Any = schema.one("learners", "multitask")
     """how to train"""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -90,7 +92,20 @@ def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> RecipeC
     _import(tree.get("plugins"))
     whole = compose.override(RecipeConfig, tree, overrides, "recipe")
     _import(whole.get("plugins"))
-    return schema.parse(RecipeConfig, whole)
+    return schema.parse(RecipeConfig, _chosen_tasks(whole))
+
+
+def _chosen_tasks(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree with the tasks that `only` names; one that is not there gets its close matches."""
+    names, tasks = tree.get("only") or (), tree.get("tasks") or {}
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in tasks:
+            raise ConfigError.at(
+                "only", f"no task {name!r}", "tasks of the recipe", close_matches(name, tasks)
+            )
+    kept = {k: v for k, v in tasks.items() if k in names} if names else tasks
+    return {**tree, "only": names, "tasks": kept}
 
 
 def _import(plugins: Sequence[str] | None) -> None:

@@ -116,7 +116,8 @@ def step_cost(model: MultimodalModel, batch: Batch, tasks: list[str] | None = No
         model.train(training)
     adapters_learn = any(p.requires_grad for p in model.adapters.parameters())
     trunk_learns = any(p.requires_grad for p in model.trunk.parameters())
-    upstream = {"adapters": False, "trunk": adapters_learn, "heads": adapters_learn or trunk_learns}
+    before = adapters_learn or trunk_learns
+    upstream = {"adapters": False, "trunk": adapters_learn, "decoder": before, "heads": before}
     total = 0.0
     for name, flops in parts.items():
         kind = name.partition(".")[0]
@@ -126,12 +127,13 @@ def step_cost(model: MultimodalModel, batch: Batch, tasks: list[str] | None = No
 
 
 def forward_flops(model: MultimodalModel, run: Callable[[], Any]) -> dict[str, int]:
-    """Return the FLOPs of a call of the model by part: `adapters.image`, `trunk`, `heads.x`."""
+    """Return the FLOPs of a call of the model by part: `adapters.image`, `trunk`, `decoder`, `heads.x`."""
     prefix = f"{type(model).__name__}."
     counts = {
         k.removeprefix(prefix): sum(v.values()) for k, v in _counted(model, run).get_flop_counts().items()
     }
-    names = [f"adapters.{m}" for m in model.adapters] + ["trunk"] + [f"heads.{t}" for t in model.heads]
+    middle = ["trunk"] if model.decoder is None else ["trunk", "decoder"]
+    names = [f"adapters.{m}" for m in model.adapters] + middle + [f"heads.{t}" for t in model.heads]
     return {name: int(counts.get(name, 0)) for name in names}
 
 

@@ -200,3 +200,17 @@ def test_rebuilding_fetches_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: p
     assert asked == [True, False, False]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, built.model.state_dict()[name]), name
+
+
+def test_only_keeps_the_tasks_it_names(small: list[str]):
+    second = "+tasks.who={target: action, head: linear, objective: cross_entropy, passes: [text]}"
+    both = recipe.load("five_senses", [*small, second])
+    assert list(both.tasks) == ["align", "who"]
+    kept = recipe.load("five_senses", [*small, second, "only=who"])
+    assert list(kept.tasks) == ["who"]
+    assert kept.only == ["who"]
+    assert recipe.from_dict(kept.to_dict()) == kept
+    with pytest.raises(
+        ConfigError, match=r"only: no task 'whom'; expected tasks of the recipe\. Did you mean 'who'"
+    ):
+        recipe.load("five_senses", [*small, second, "only=[whom]"])
