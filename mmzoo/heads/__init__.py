@@ -12,8 +12,10 @@ TABLE = {
     "linear": Row("mmzoo.heads.classifier:LinearHead", "pooled -> class logits"),
     "mlp": Row("mmzoo.heads.classifier:MlpHead", "pooled -> hidden layer -> class logits"),
     "dense": Row("mmzoo.heads.dense:DenseHead", "a decoder's feature map -> a value or logits a pixel"),
-    "pixel": Row("mmzoo.heads.pixel:PixelHead", "the same by one 1x1 convolution"),
-    "pair_mlp": Row("mmzoo.heads.pair:PairMlpHead", "two passes, pooled alike -> hidden layer -> class logits"),
+    "upsample": Row("mmzoo.heads.upsample:UpsampleHead", "the same, enlarged step by step (SETR-PUP, M3ViT)"),
+    "pair_mlp": Row(
+        "mmzoo.heads.pair:PairMlpHead", "two passes, pooled alike -> hidden layer -> class logits"
+    ),
     "multilabel_mlp": Row(
         "mmzoo.heads.classifier:MultiLabelMlpHead", "pooled -> hidden layer -> one independent logit a label"
     ),

@@ -6,6 +6,7 @@ MIXERS = {
     "attention": Row(
         "mmzoo.trunk.attention:MultiHeadAttention", "multi-head softmax attention, Sub-LN optional"
     ),
+    "moh": Row("mmzoo.trunk.moh:MixtureOfHeads", "attention; each token chooses and weights its heads (MoH)"),
 }
 
 FEED_FORWARDS = {

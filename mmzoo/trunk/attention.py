@@ -84,7 +84,7 @@ class MultiHeadAttention(TokenMixer):
                 "trunk.mixer (attention)", "a key-value cache", "none", "Pass whole sequences."
             )
         heads = self._project(x).view(x.shape[0], 3, self.num_heads, self.dim // self.num_heads)
-        y = _attend_eagerly(heads, seq, ctx.layer, self.backend)  # pyright: ignore[reportCallIssue] disable() is untyped
+        y = attend_rows(heads, seq, ctx.layer, self.backend)  # pyright: ignore[reportCallIssue] disable() is untyped
         if self.head_gain is not None:
             y = y * self.head_gain[:, None]
         y = y.reshape(x.shape)
@@ -118,7 +118,7 @@ def segments_of(seq: SeqInfo, layer: int) -> Segments:
 
 
 @torch.compiler.disable
-def _attend_eagerly(qkv: Tensor, seq: SeqInfo, layer: int, backend: Backend) -> Tensor:
+def attend_rows(qkv: Tensor, seq: SeqInfo, layer: int, backend: Backend) -> Tensor:
     """Bring the rows into attention order, attend, bring them back; never traced, since it differs with
     every batch.
     """

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FAMILIES: dict[str, str] = {
+    "attn_moh": "tests.parity.families.attn_moh",
+    "m3net": "tests.parity.families.m3net",
+    "m3vit": "tests.parity.families.m3vit",
     "mlore": "tests.parity.families.mlore",
     "onepeace": "tests.parity.families.onepeace",
 }
@@ -90,7 +93,9 @@ def family_of(path: pathlib.Path) -> Family:
     """Return the module of a file's family, told by its name."""
     fits = [prefix for prefix in FAMILIES if path.name == prefix or path.name.startswith(f"{prefix}_")]
     if not fits:
-        raise GoldenError(f"{path.name}: unknown family; expected a name beginning with {', '.join(sorted(FAMILIES))}.")
+        raise GoldenError(
+            f"{path.name}: unknown family; expected a name beginning with {', '.join(sorted(FAMILIES))}."
+        )
     module: Any = importlib.import_module(FAMILIES[max(fits, key=len)])
     return module
 
@@ -110,4 +115,7 @@ def compare(path: pathlib.Path) -> list[Row]:
     rows = list(family.rows(golden))
     missed = family.outputs(golden) - {row.name for row in rows}
     nothing = torch.full((), torch.nan)
-    return rows + [Row(f"{name} (not compared)", nothing, golden.tensors.get(name, torch.zeros(())), 0.0) for name in sorted(missed)]
+    return rows + [
+        Row(f"{name} (not compared)", nothing, golden.tensors.get(name, torch.zeros(())), 0.0)
+        for name in sorted(missed)
+    ]
