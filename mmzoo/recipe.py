@@ -56,6 +56,10 @@ class RecipeConfig(schema.Config):
     init_from: str = ""
     """run, checkpoint or model name whose weights to start from; heads whose shapes differ start anew, said
     aloud"""
+    init_fresh: list[str] = field(default_factory=list)
+    """parts that start anew though `init_from` has them, named as in model.freeze: heads.align.log_scale"""
+    allow_partial: bool = False
+    """start even where `init_from` lacks tensors of the model, or has some that it has no place for"""
     resume: Resume = Resume.NEVER
     """auto: continue the run folder's last checkpoint"""
     overwrite: bool = False
@@ -133,9 +137,9 @@ def build(
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
     options = with_heads(config.model, config.tasks)
-    used = modalities_of(config.tasks, tuple(options.modalities))
+    used = modalities_of(config.tasks, tuple(options.modalities), tuple(options.inputs))
     datamodule: DataModule = config.data.build(
-        {m: c.preprocess.build() for m, c in options.modalities.items() if m in used}, seed=config.seed
+        {m: c.preprocess.build() for m, c in options.inputs.items() if m in used}, seed=config.seed
     )
     info = datamodule.info()
     _check(config.tasks, options, used, info)
@@ -144,7 +148,7 @@ def build(
     learner: MultitaskLearner = config.learner.build(model, config.tasks, info, seed=config.seed)
     learner.log_every_steps = config.trainer.log_every_steps
     if config.init_from:
-        zoo.start_from(model, config.init_from)
+        zoo.start_from(model, config.init_from, fresh=config.init_fresh, allow_partial=config.allow_partial)
     if fetch:
         graft(model.trunk, donors(options.modalities))
     _prepare_trunk(model, config.trainer)

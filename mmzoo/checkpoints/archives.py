@@ -9,6 +9,7 @@ classes of its own) become inert placeholders and are named in `refused`; nothin
 from __future__ import annotations
 
 import io
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ ENTRIES = ("model", "state_dict", "module")
 """Where checkpoints keep their weights beside other things, in this order."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of a torch file from before zip archives."""
+NUMEL_BYTES = 8
+"""Such a file writes a storage's length before its numbers."""
 NUM_LEGACY_PICKLES = 3
 """Magic number, protocol, facts of the writer's machine; then the object."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Storage:
     """Where the numbers of one or several tensors lie: at `start` of a file, or in memory."""
 
@@ -88,6 +91,10 @@ class Archive:
     def shape(self, name: str, /) -> tuple[int, ...]:
         """Return a tensor's shape without reading it."""
         return tuple(self.tensors[name].shape)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor."""
+        return {name: self.shape(name) for name in self.tensors}
 
     def read(self, name: str, /) -> Tensor:
         """Read a tensor."""
@@ -193,54 +200,29 @@ def _start_of(file: io.BufferedReader, info: zipfile.ZipInfo) -> int:
 
 
 def _is_legacy(file: io.BufferedReader) -> bool:
-    try:
-        return RestrictedUnpickler(file, {}).load() == LEGACY_MAGIC
-    except Exception:  # noqa: BLE001,RUF100 any other file
-        return False
+    """Tell by the first bytes: unpickling another file to see what it is would read all of it."""
+    magic = pickle.dumps(LEGACY_MAGIC, protocol=2)
+    return file.read(len(magic)) == magic
 
 
 def _read_legacy(file: Any, source: Path | bytes, refused: set[str]) -> Any:
     """Read a torch file from before zip archives: pickles, then every storage's length and numbers."""
     for _ in range(NUM_LEGACY_PICKLES):
         RestrictedUnpickler(file, {}).load()
-    numels: dict[str, tuple[torch.dtype, int]] = {}
-    places: dict[str, int] = {}
+    made: dict[str, Storage] = {}
 
-    def storage(pid: tuple[Any, ...]) -> _Later:
+    def storage(pid: tuple[Any, ...]) -> Storage:
         _, dtype, key, _, numel = pid[:5]
-        numels[key] = (dtype, numel)
-        return _Later(key)
+        return made.setdefault(key, Storage(dtype, numel, source))
 
     pickled = _Unpickler(file, _stand_ins(refused), storage)
     content = pickled.load()
     refused |= pickled.refused
-    place = 0
-    for key in RestrictedUnpickler(file, {}).load():
-        place = place or file.tell()
-        dtype, numel = numels[key]
-        places[key] = place + 8
-        place += 8 + numel * dtype.itemsize
-    found = {
-        k: Storage(dtype, numel, source, places[k]) for k, (dtype, numel) in numels.items() if k in places
-    }
-    return _resolve(content, found)
-
-
-@dataclass(frozen=True)
-class _Later:
-    """A storage whose place in the file is known only behind the pickle."""
-
-    key: str
-    dtype: torch.dtype = torch.uint8
-
-
-def _resolve(content: Any, storages: Mapping[str, Storage]) -> Any:
-    if isinstance(content, _Later):
-        return storages[content.key]
-    if isinstance(content, StoredTensor) and isinstance(content.storage, _Later):
-        return StoredTensor(storages[content.storage.key], content.start, content.shape, content.stride)
-    if isinstance(content, Mapping):
-        return {k: _resolve(v, storages) for k, v in content.items()}
+    order = RestrictedUnpickler(file, {}).load()
+    place = file.tell()
+    for key in order:
+        made[key].start = place + NUMEL_BYTES
+        place += NUMEL_BYTES + made[key].numel * made[key].dtype.itemsize
     return content
 
 
@@ -271,9 +253,9 @@ def _stand_ins(refused: set[str]) -> dict[str, Any]:
 
     def rebuild(storage: Any, start: int, size: Any, stride: Any, *rest: Any) -> Any:
         del rest
-        if not isinstance(storage, Storage | _Later):
+        if not isinstance(storage, Storage):
             return Refused()
-        return StoredTensor(storage, start, tuple(size), tuple(stride))  # pyright: ignore[reportArgumentType] _Later is resolved at the end
+        return StoredTensor(storage, start, tuple(size), tuple(stride))
 
     def parameter(data: Any, *rest: Any) -> Any:
         del rest

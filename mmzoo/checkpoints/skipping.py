@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mmzoo.checkpoints.restricted import SAFE, Refused
 
@@ -75,7 +75,7 @@ class SkippingUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsag
         """Opcode BINBYTES8."""
         self.push_bytes(int.from_bytes(self.read(8), "little"))
 
-    dispatch = {
+    dispatch: ClassVar[dict[int, Any]] = {
         **pickle._Unpickler.dispatch,  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
         pickle.BINBYTES[0]: load_binbytes,
         pickle.BINBYTES8[0]: load_binbytes8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,18 @@ from omegaconf import OmegaConf
 from mmzoo import __version__, compose, configs, schema
 from mmzoo.batch import DataInfo
 from mmzoo.checkpoints import cards, files
+from mmzoo.checkpoints.loading import InMemory, LoadReport, load_weights, require_whole
 from mmzoo.errors import CheckpointError
 from mmzoo.models.finetune.lora import LoraConfig, merged_state, write_adapter
+from mmzoo.models.finetune.parts import select
 from mmzoo.models.finetune.prepare import plain
 from mmzoo.models.multimodal import MultimodalModel
-from mmzoo.zoo import fetch
+from mmzoo.models.onepeace.weights import open_onepeace
+from mmzoo.zoo import fetch, foreign, starting
 
 log = logging.getLogger(__name__)
+OWN = ".ckpt"
+"""Ending of mmzoo's own checkpoints; any other file is read as another program's."""
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -67,6 +73,9 @@ def load(source: str | Path) -> MultimodalModel:
 
 def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any]]:
     """Like `load`, with the config saved beside the weights (model, recipe, labels, subjects, versions)."""
+    path = fetch.local(source)
+    if path.is_file() and path.suffix != OWN:
+        return _load_onepeace(path)
     config, state = read_source(source)
     options = schema.parse(MultimodalModel.Config, config["model"], "model")
     model = MultimodalModel(MultimodalModel.bare(options))
@@ -78,6 +87,16 @@ def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any
             str(source), found, "exactly the model's tensors", "Load it with the version that wrote it."
         )
     return model.eval(), config
+
+
+def _load_onepeace(path: Path) -> tuple[MultimodalModel, dict[str, Any]]:
+    """Build the model that another program's file holds, tensor by tensor."""
+    foreign = open_onepeace(path)
+    model = MultimodalModel(foreign.options())
+    for line in foreign.lines():
+        log.info("%s: left out, %s", path, line)
+    require_whole(load_weights(model, foreign), str(path))
+    return model.eval(), describe(model, DataInfo())
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -93,7 +112,7 @@ def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Ten
 def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     path = fetch.local(source)
     if not path.is_dir():
-        return _from_checkpoint(path)
+        return _from_checkpoint(path) if path.suffix == ".ckpt" else foreign.read(path)
     folder = path / "export" if (path / "export").is_dir() else path
     if (folder / files.WEIGHTS).is_file():
         return files.read_export(folder)
@@ -139,27 +158,27 @@ def export(model: MultimodalModel, folder: str | Path, config: dict[str, Any]) -
     return files.write_export(Path(folder), merged_state(model.state_dict(), lora.scale), plain(config))
 
 
-def start_from(model: MultimodalModel, source: str | Path) -> dict[str, list[str]]:
-    """Load into `model` every tensor of `source` that fits; return what did not, and say it in the log.
+def start_from(
+    model: MultimodalModel,
+    source: str | Path,
+    *,
+    fresh: Sequence[str] = (),
+    allow_partial: bool = False,
+) -> LoadReport:
+    """Load into `model` the tensors of `source`; return what became of each, and say it in the log.
 
-    Tensors of another shape (a head with other classes) keep their fresh values. LoRA factors in a checkpoint
-    are folded into its weights first.
+    Relative tables and positions of another grid are resized, one table serves every layer that wants one.
+    Heads may start anew (other classes, another task); anything else that is missing, left over or of another
+    shape is an error unless `allow_partial`. LoRA factors in a checkpoint are folded into its weights first.
+    Parts named in `fresh` keep their fresh values (see model.freeze for names).
     """
+    anew = {name for part in fresh for name in select(model, part, "init_fresh")}
+    path = fetch.local(source)
+    if path.is_file() and path.suffix != OWN:
+        foreign = open_onepeace(path).for_model(model)
+        for line in foreign.lines():
+            log.info("init_from %s: left out, %s", source, line)
+        return starting.start(model, foreign, str(source), anew=anew, allow_partial=allow_partial)
     saved, state = read_source(source)
     state = merged_state(state, schema.parse(LoraConfig, saved["model"].get("lora", {}), "model.lora").scale)
-    fitting, report = files.fit_state(state, model.state_dict())
-    if not fitting:
-        raise CheckpointError.at(
-            str(source), "no tensor fits", "weights of a like model", "Check model=… and init_from=…."
-        )
-    model.load_state_dict(fitting, strict=False)
-    log.info("init_from %s: %d of %d tensors taken", source, len(fitting), len(model.state_dict()))
-    for kind, names in report.items():
-        if names:
-            log.info(
-                "init_from: %s (%d): %s",
-                kind,
-                len(names),
-                ", ".join(names[:12]) + (" …" if len(names) > 12 else ""),
-            )
-    return report
+    return starting.start(model, InMemory(state), str(source), anew=anew, allow_partial=allow_partial)

@@ -1,4 +1,4 @@
-"""A released file's weights under our names, read one by one: renamed, stacked, never all in memory at once."""
+"""A released file's weights under our names, read one by one, never all in memory at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class OnePeaceWeights:
 
     def options(self) -> MultimodalModel.Config:
         """Return the options of the model that the file holds."""
-        return options.options_of({name: self.archive.shape(name) for name in self.archive.keys()})
+        return options.options_of(self.archive.shapes())
 
     def for_model(self, model: MultimodalModel) -> OnePeaceWeights:
         """Call the file's heads as the model calls its own, where it has one of the kind."""

@@ -1,0 +1,85 @@
+"""Starting a model from weights: every tensor not taken is listed, and must be expected or allowed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from torch import Tensor
+
+from mmzoo.checkpoints.loading import LoadReport, Weights, load_weights, require_whole
+from mmzoo.errors import CheckpointError
+from mmzoo.models.finetune.lora import is_factor
+from mmzoo.models.multimodal import MultimodalModel
+
+log = logging.getLogger(__name__)
+TASK_PARTS = ("heads.", "decoder.", "views.")
+"""What belongs to a task rather than to the model: it may start anew, and what another task had may go."""
+
+
+def start(
+    model: MultimodalModel,
+    weights: Weights,
+    where: str,
+    *,
+    anew: Collection[str] = (),
+    allow_partial: bool = False,
+) -> LoadReport:
+    """Take what fits, tables of other grids resized; say in the log what became of the rest.
+
+    Tensors named in `anew` keep their fresh values. Heads may start anew, LoRA factors and grafted modalities
+    do; weights of modalities that the model lacks are dropped. Anything else that is missing or left over is
+    an error unless `allow_partial`.
+    """
+    kept = _Without(weights, frozenset(anew))
+    report = load_weights(model, kept)
+    if not report.taken:
+        expected, do = "weights of a like model", "Check model=… and init_from=…."
+        raise CheckpointError.at(where, "no tensor fits", expected, do)
+    log.info("init_from %s: %d of %d tensors taken", where, report.taken, len(model.state_dict()))
+    for line in report.lines():
+        log.info("init_from: %s", line)
+    if not allow_partial:
+        require_whole(_surprises(model, report, frozenset(anew)), where, optional=TASK_PARTS)
+    return report
+
+
+class _Without:
+    """Weights without some names."""
+
+    def __init__(self, weights: Weights, names: frozenset[str]) -> None:
+        self.weights, self.names = weights, names
+
+    def keys(self) -> list[str]:
+        given = self.weights.keys()
+        return [name for name in given if name not in self.names]
+
+    def shape(self, name: str, /) -> tuple[int, ...]:
+        return self.weights.shape(name)
+
+    def read(self, name: str, /) -> Tensor:
+        return self.weights.read(name)
+
+
+def _surprises(model: MultimodalModel, report: LoadReport, anew: frozenset[str]) -> LoadReport:
+    """Return the report without what was to be expected."""
+    grafted = [m for m, c in model.config.modalities.items() if getattr(c, "ffn", "new") != "new"]
+    absent = {m for name in report.unexpected if (m := _modality_of(name)) and m not in model.adapters}
+    missing = [
+        name
+        for name in report.missing
+        if name not in anew and not is_factor(name) and _modality_of(name) not in grafted
+    ]
+    unexpected = [name for name in report.unexpected if _modality_of(name) not in absent]
+    return LoadReport(missing=missing, unexpected=unexpected, reshaped=report.reshaped)
+
+
+def _modality_of(name: str) -> str | None:
+    """Return the modality that a tensor serves alone, if any."""
+    parts = name.split(".")
+    if parts[0] == "adapters":
+        return parts[1]
+    for marker in ("networks", "norms"):
+        if parts[0] == "trunk" and marker in parts[:-1]:
+            return parts[parts.index(marker) + 1]
+    return None
