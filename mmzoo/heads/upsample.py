@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmzoo.batch import FeatureMap, Prediction, PredictionKind
+from mmzoo.batch import DataInfo, FeatureMap, Prediction, PredictionKind
 from mmzoo.errors import ConfigError
 from mmzoo.heads.base import Head
 from mmzoo.heads.dense import DenseHead
@@ -63,7 +63,10 @@ class UpsampleHead(Head):
             x = F.interpolate(x, sequence.size, mode="bilinear", align_corners=False)
         return Prediction(x, sequence.index)
 
-    resolve = DenseHead.resolve
+    @classmethod
+    def resolve(cls, config: Any, info: DataInfo, target: str) -> Any:
+        """Fill an open `num_channels` from the names that the data give the target's channels."""
+        return DenseHead.resolve(config, info, target)
 
 
 def _double(x: Float[Tensor, "k c h w"]) -> Float[Tensor, "k c h2 w2"]:

@@ -6,6 +6,9 @@ MIXERS = {
     "attention": Row(
         "mmzoo.trunk.attention:MultiHeadAttention", "multi-head softmax attention, Sub-LN optional"
     ),
+    "moa": Row(
+        "mmzoo.trunk.moa:MixtureOfAttention", "each token chooses the experts that ask (MoA, Mod-Squad)"
+    ),
     "moh": Row("mmzoo.trunk.moh:MixtureOfHeads", "attention; each token chooses and weights its heads (MoH)"),
 }
 

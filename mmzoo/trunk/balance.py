@@ -46,6 +46,7 @@ class Compat(str, Enum):
 
     NONE = "none"
     M3VIT = "m3vit"
+    MODSQUAD = "modsquad"
 
 
 @dataclass(kw_only=True)
@@ -65,7 +66,8 @@ class BalanceConfig(schema.Config):
     scope: BalanceScope = BalanceScope.ALL
     """over which tokens load_balance and cv2 count"""
     compat: Compat = Compat.NONE
-    """m3vit: cv2's load compares logits with probabilities, as that code does"""
+    """m3vit: cv2's load compares logits with probabilities; modsquad: cv2 counts importance alone, and
+    mutual information adds 1e-4 to marginals and ratio; as those codes do"""
 
     def __post_init__(self) -> None:
         """Check the signs."""
@@ -87,8 +89,9 @@ def balance(routing: Routing, seq: SeqInfo, config: BalanceConfig) -> Aux:
     if config.cv2_weight:
         aux["cv2"] = config.cv2_weight * _mean([cv2(g, config.compat) for g in groups])
     if config.mutual_information_weight:
-        joint = joint_probs(routing, [rows for _, rows in spans(seq, config.condition)])
-        aux["mutual_information"] = -config.mutual_information_weight * mutual_information(joint)
+        rows = [rows for _, rows in spans(seq, config.condition)]
+        information = mutual_information(joint_probs(routing, rows, config.compat), config.compat)
+        aux["mutual_information"] = -config.mutual_information_weight * information
     return aux
 
 
@@ -99,7 +102,8 @@ def load_balance(routing: Routing) -> Float[Tensor, ""]:
     """
     num_experts = routing.probs_te.shape[1]
     share = counts(routing) / routing.experts_tk.numel()
-    return num_experts * (share * routing.probs_te.mean(0)).sum()
+    mean = routing.probs_te.mean(0)
+    return num_experts * (share * mean / mean.sum()).sum()  # probabilities with an offset sum to more than 1
 
 
 def z_loss(logits_te: Float[Tensor, "t e"]) -> Float[Tensor, ""]:
@@ -116,6 +120,8 @@ def cv2(routing: Routing, compat: Compat = Compat.NONE) -> Float[Tensor, ""]:
     """
     importance = routing.probs_te.new_zeros(routing.probs_te.shape[1])
     importance = importance.index_add(0, routing.experts_tk.reshape(-1), routing.weights_tk.reshape(-1))
+    if compat is Compat.MODSQUAD:  # compat(modsquad): no term for the load
+        return _cv2(importance)
     load = counts(routing) if routing.noise_std_te is None else expected_load(routing, compat)
     return _cv2(importance) + _cv2(load)
 
@@ -138,20 +144,27 @@ def expected_load(routing: Routing, compat: Compat = Compat.NONE) -> Float[Tenso
     return (0.5 * (1 + torch.erf(z / math.sqrt(2)))).sum(0)
 
 
-def joint_probs(routing: Routing, conditions: Sequence[Sequence[slice]]) -> Float[Tensor, "s e"]:
+def joint_probs(
+    routing: Routing, conditions: Sequence[Sequence[slice]], compat: Compat = Compat.NONE
+) -> Float[Tensor, "s e"]:
     """Return P(condition, expert): the sum of an expert's probabilities over each condition's tokens, all
     divided by their total.
+    # compat(modsquad): divided by the number of tokens, so that offsets make the sum more than 1.
     """
     sums = [torch.stack([routing.probs_te[rows].sum(0) for rows in own]).sum(0) for own in conditions]
     joint = torch.stack(sums)
-    return joint / joint.sum()
+    return joint / (len(routing.probs_te) if compat is Compat.MODSQUAD else joint.sum())
 
 
-def mutual_information(joint_se: Float[Tensor, "s e"]) -> Float[Tensor, ""]:
+def mutual_information(joint_se: Float[Tensor, "s e"], compat: Compat = Compat.NONE) -> Float[Tensor, ""]:
     """Return sum P(s, e) log(P(s, e) / (P(s) P(e))), cells of probability 0 counting 0.
 
     Why: high where each condition has experts of its own and all experts are used. Ref: Mod-Squad, section 3.
+    # compat(modsquad): 1e-4 is added to both marginals and to the ratio.
     """
+    if compat is Compat.MODSQUAD:
+        marginals = (joint_se.sum(1, keepdim=True) + 1e-4) * (joint_se.sum(0, keepdim=True) + 1e-4)
+        return (joint_se * (joint_se / marginals + 1e-4).log()).sum()
     expected = joint_se.sum(1, keepdim=True) * joint_se.sum(0, keepdim=True)
     tiny = torch.finfo(joint_se.dtype).tiny
     return (joint_se * (joint_se.clamp(min=tiny) / expected.clamp(min=tiny)).log()).sum()

@@ -72,6 +72,9 @@ class TokenMixer(nn.Module, schema.Configurable):
     task_dependent: bool = False
     """Whether its work depends on the task: it then runs on one copy of the tokens for each task."""
 
+    task_dim: int = 0
+    """Width of the task vectors that it reads from the context; 0: it reads none."""
+
     def __init__(self, config: Any, *, dim: int, num_heads: int) -> None:
         """Keep the options and the sizes every mixer has."""
         super().__init__()

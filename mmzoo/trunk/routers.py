@@ -159,6 +159,9 @@ class ModalityRouter(Router):
     ) -> None:
         """Make the gate and say who may use what."""
         super().__init__(config, dim=dim, num_experts=num_experts, modalities=modalities, tasks=tasks)
+        if not modalities:
+            do = "Choose topk, task_topk or task_embedding."
+            raise ConfigError.at("router modality", "a mixer", "a feed-forward", do)
         self.gate = Gate(dim, num_experts, config)
         self.allowed = self._allowed()
         self._forbidden: dict[torch.device, Tensor] = {}

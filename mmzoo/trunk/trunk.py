@@ -276,8 +276,8 @@ class Trunk(nn.Module, schema.Configurable):
 
 def _task_embedding(blocks: Sequence[Block], tasks: tuple[str, ...]) -> TaskEmbedding | None:
     """Make the vectors of tasks that routers of the blocks read, if any do."""
-    widths = {block.ffn.task_dim for block in blocks} - {0}
+    widths = {part.task_dim for block in blocks for part in (block.mixer, block.ffn)} - {0}
     if len(widths) > 1:
         found, do = f"task vectors of widths {sorted(widths)}", "Give all blocks one router.task_dim."
-        raise ConfigError.at("trunk.ffn.router", found, "one width", do)
+        raise ConfigError.at("trunk", found, "one width", do)
     return TaskEmbedding(tasks, widths.pop()) if widths else None

@@ -147,8 +147,9 @@ def test_causal_mixers_do_not_leak(key: str):
     x[4:] += torch.randn(2, DIM)
     packed = pack([[text]], NAMES, is_causal=True)
     after, _ = run(made, packed, x)
-    assert torch.equal(before[:4], after[:4])
-    assert not torch.equal(before[4:], after[4:])
+    # not bit for bit: where tokens are sorted by expert, later ones change the sizes of matrix products
+    torch.testing.assert_close(before[:4], after[:4], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(before[4:], after[4:], atol=1e-4)
 
 
 @pytest.mark.parametrize("key", registry.table("mixers"))

@@ -17,6 +17,7 @@ FAMILIES: dict[str, str] = {
     "attn_moh": "tests.parity.families.attn_moh",
     "m3net": "tests.parity.families.m3net",
     "m3vit": "tests.parity.families.m3vit",
+    "modsquad": "tests.parity.families.modsquad",
     "mlore": "tests.parity.families.mlore",
     "onepeace": "tests.parity.families.onepeace",
 }
