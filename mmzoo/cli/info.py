@@ -70,7 +70,8 @@ def explain(entry: Entry) -> dict[str, Any]:
     path = catalog.configs.find(group, entry.name)
     facts = {**entry.to_dict(), "base": catalog.bases(path)}
     if group == "model":
-        return {**facts, **catalog.figures().get(entry.name, {}), "used_by": _used_by(entry.name)}
+        counted = dict(catalog.figures().get(entry.name, {}))
+        return {**facts, "parameters": counted.pop("params", {}), **counted, "used_by": _used_by(entry.name)}
     if group == "recipe":
         return {**facts, **_recipe(catalog.tree(group, path))}
     return {**facts, "options": catalog.tree(group, path)}
@@ -152,8 +153,8 @@ def _print_component(facts: Mapping[str, Any]) -> None:
 
 
 def _print_model(name: str, facts: Mapping[str, Any]) -> None:
-    params, flops = facts.get("params"), facts.get("flops", {})
-    if isinstance(params, Mapping):
+    params, flops = facts.get("parameters"), facts.get("flops", {})
+    if params:
         rows = [
             (part, f"{count:,}", console.short(flops.get(part.removeprefix("modalities."))))
             for part, count in params.items()

@@ -16,6 +16,7 @@ from mmzoo.batch import DataInfo, Prediction, PredictionKind, TokenSequence
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.heads.base import Head
 from mmzoo.heads.pooling import Pooling, build_pool, check_part, part_of
+from mmzoo.layers.init import init_weights
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,8 @@ class ClassifierConfig(schema.Config):
     """heads of attention pooling"""
     part: str = ""
     """modality whose tokens are pooled in a joint pass; empty: those of all"""
+    init_std: float | None = None
+    """spread of the truncated normal that linear weights start from (ONE-PEACE: 0.02); null: as usual"""
     dropout_prob: float = 0.0
     """probability of zeroing a feature before the last layer, in training"""
 
@@ -63,6 +66,8 @@ class Classifier(Head):
         check_part(config.part, passes)
         self.pool = build_pool(config.pooling, dim, config.pool_heads)
         self.layers = self.build_layers()
+        if config.init_std is not None:
+            init_weights(self, std=config.init_std)
 
     def build_layers(self) -> nn.Module:
         """Return the module from pooled features to logits."""
@@ -206,11 +211,16 @@ class MultiLabelHead(Classifier):
 
     gives: ClassVar[PredictionKind] = PredictionKind.LABELS
 
+    def __init__(self, config: Config, *, dim: int, passes: tuple[str, ...]) -> None:
+        """Build the layers and let every label start from its prior."""
+        super().__init__(config, dim=dim, passes=passes)
+        prior = math.log(config.prior_prob / (1 - config.prior_prob))
+        nn.init.constant_(self.layers.get_parameter("1.bias"), prior)
+
     def build_layers(self) -> nn.Module:
         """Return the linear layer."""
         last = nn.Linear(self.dim, self.config.num_classes)
         nn.init.trunc_normal_(last.weight, std=0.02)
-        nn.init.constant_(last.bias, math.log(self.config.prior_prob / (1 - self.config.prior_prob)))
         return nn.Sequential(nn.Dropout(self.config.dropout_prob), last)
 
 

@@ -16,6 +16,7 @@ from mmzoo.batch import Prediction, PredictionKind, TokenSequence
 from mmzoo.errors import ConfigError
 from mmzoo.heads.base import Head
 from mmzoo.heads.pooling import Pooling, build_pool
+from mmzoo.layers.init import init_weights
 
 
 class ContrastiveHead(Head):
@@ -38,6 +39,8 @@ class ContrastiveHead(Head):
         """width of the output vectors; 0: the trunk's"""
         bias: bool = True
         """whether projections have a bias"""
+        init_std: float | None = None
+        """spread of the truncated normal that linear weights start from (ONE-PEACE: 0.02); null: as usual"""
         scale_init: float = 1 / 0.07
         """factor on cosines at the start (inverse temperature); SigLIP starts at 10"""
         scale_max: float = 100.0
@@ -66,6 +69,8 @@ class ContrastiveHead(Head):
         width = config.embed_dim or dim
         self.pools = nn.ModuleDict({p: build_pool(config.pooling, dim, config.pool_heads) for p in passes})
         self.projections = nn.ModuleDict({p: nn.Linear(dim, width, bias=config.bias) for p in passes})
+        if config.init_std is not None:
+            init_weights(self, std=config.init_std)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale_init)))
         self.offset: nn.Parameter | None = None
         if config.offset_init is not None:
