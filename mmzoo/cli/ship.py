@@ -27,6 +27,7 @@ from mmzoo.cli.results import Results
 from mmzoo.errors import CheckpointError, ConfigError, MmzooError
 from mmzoo.run_folder import RunFolder
 from mmzoo.zoo import golden
+from mmzoo.zoo.publish import published
 
 LIMIT_BYTES = 10_000_000
 SLACK = 0.005
@@ -72,9 +73,7 @@ def _write_weights(run: Path, folder: Path) -> None:
     if not all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point()):
         do = "Store it in float32 elsewhere."
         raise CheckpointError.at(str(run), "weights beyond 65,504", "what float16 can hold", do)
-    here = {"run_dir": "", "runs_root": "runs", "tag": "", "overwrite": False, "init_from": ""}
-    recipe = {**config["recipe"], **here}
-    files.write_export(folder, state, {**config, "recipe": recipe, "stored_as": "float16"})
+    files.write_export(folder, state, {**published(config), "stored_as": "float16"})
     (folder / files.WEIGHTS).chmod(0o644)
     golden.write(zoo.load(folder), folder)
 

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,9 +76,12 @@ def api() -> Any:
     """Return the hub's client."""
     try:
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
     except ImportError as error:
         do = "Run `pip install huggingface_hub`."
         raise ConfigError.at("hub", "huggingface_hub is not installed", "it to be there", do) from error
+    if not sys.stderr.isatty():  # its bars are redrawn everywhere
+        disable_progress_bars()
     return HfApi(endpoint=endpoint(), library_name="mmzoo")
 
 
@@ -160,6 +164,9 @@ def ask(where: str, call: Callable[[], T]) -> T:
             log.info("%s: %s; again", where, _line(error))
             time.sleep(BACKOFF_S * 2 ** (attempt - 1))
             attempt += 1
+        except RuntimeError as error:  # an upload that its client gave up
+            found = f"{_line(error)} ({_line(error.__cause__ or error)})"
+            raise DownloadError.at(where, found, "a hub that takes it", "Try again later.") from error
 
 
 def _refused(where: str, status: int, error: Exception) -> CheckpointError:
@@ -172,5 +179,5 @@ def _refused(where: str, status: int, error: Exception) -> CheckpointError:
     )
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
