@@ -32,6 +32,7 @@ from mmzoo.errors import ConfigError, DataError, close_matches
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.image_augment import ImageAugment
 from mmzoo.modalities.image_preprocess import ImagePreprocess
+from mmzoo.modalities.timm_backbone import TimmPreprocess
 
 IMAGE = "image"
 PEOPLE = "human_parts"
@@ -95,7 +96,7 @@ class DenseData(DataModule):
             if name not in self.targets:
                 do = close_matches(name, self.targets)
                 raise ConfigError.at("data.targets", f"no label {name!r}", "labels of the data set", do)
-        _check_preprocess(preprocesses.get(IMAGE))
+        _check_preprocess(_plain(preprocesses.get(IMAGE)))
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -136,7 +137,7 @@ class DenseSource:
         """Keep what reading needs; read nothing yet."""
         self.name, self.images = f"{type(data).__name__.lower()} {split}", data.images(split)
         self.targets, self.augment, self.fit = data.wanted, data.config.augment, data.config.fit
-        self.preprocess = data.preprocesses.get(IMAGE)
+        self.preprocess = _plain(data.preprocesses.get(IMAGE))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -170,6 +171,11 @@ class DenseSource:
         if self.preprocess is None:
             return {}
         return {IMAGE: self.preprocess(whole.image.permute(1, 2, 0).numpy())}
+
+
+def _plain(preprocess: Preprocess | None) -> Preprocess | None:
+    """Return what a backbone's own record fills in, where the preprocess is that of a timm backbone."""
+    return preprocess.filled if isinstance(preprocess, TimmPreprocess) else preprocess
 
 
 def _shrink(whole: Labelled, size: tuple[int, int]) -> Labelled:

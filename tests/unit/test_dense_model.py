@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from mmzoo import schema
 from mmzoo.batch import Batch, ModalityInput
+from mmzoo.datamodules.indoor import Indoor
 from mmzoo.decoders.base import DecoderConfig
 from mmzoo.decoders.mlore_block import GateOrder, gates_of
 from mmzoo.decoders.task_expert import TaskExpertDecoder
 from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.modalities.image_preprocess import ImagePreprocess
+from mmzoo.modalities.timm_backbone import TimmPreprocess
 from mmzoo.models.multimodal import MultimodalModel
 
 PLAIN: dict[str, Any] = {"layer_scale_init": None, "ffn": {"type": "shared", "hidden_dim": 16}}
@@ -233,3 +237,15 @@ def test_a_joint_pass_is_decoded_from_its_image_tokens(batch: Batch):
     found = model(joint).predictions["depth"]["text+image"]
     assert found.values.shape == (2, 1, 32, 48)
     assert found.index.tolist() == [0, 2]
+
+
+def test_dense_data_come_to_a_timm_backbone_as_to_our_own(tmp_path: pathlib.Path):
+    """Augmented with their labels, cut and padded to the backbone's size, by its mean and deviation."""
+    shape = {"size": [32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    plain = schema.parse(ImagePreprocess.Config, shape).build()
+    timm = schema.parse(TimmPreprocess.Config, {"model": "resnet18", **shape}).build()
+    sources = [Indoor(Indoor.fake(tmp_path), {"image": p}, seed=0).source("train") for p in (plain, timm)]
+    first, second = (s.get(1, torch.Generator().manual_seed(3)) for s in sources)
+    assert first.inputs["image"].values.shape == (3, 32, 32)
+    assert torch.equal(first.inputs["image"].values, second.inputs["image"].values)
+    assert all(torch.equal(v, second.targets[k]) for k, v in first.targets.items())
