@@ -5,6 +5,12 @@ from mmzoo.registry import Row
 TABLE = {
     "image": Row("mmzoo.modalities.image:ImageAdapter", "patches through an hMLP or single-convolution stem"),
     "timm": Row("mmzoo.modalities.timm_backbone:TimmAdapter", "tokens or feature map of any timm backbone"),
+    "open_clip_image": Row(
+        "mmzoo.modalities.open_clip_image:OpenClipImageAdapter", "patches or embedding of an open_clip tower"
+    ),
+    "open_clip_text": Row(
+        "mmzoo.modalities.open_clip_text:OpenClipTextAdapter", "tokens or embedding of an open_clip tower"
+    ),
     "audio": Row(
         "mmzoo.modalities.audio:WaveformAdapter", "raw waveform through strided convolutions (ONE-PEACE)"
     ),

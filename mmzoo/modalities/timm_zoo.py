@@ -48,7 +48,7 @@ def create_backbone(config: Any, *, keep_head: bool, where: str) -> tuple[Any, i
     timm = _timm(where)
     options = {**config.create, **({"drop_path_rate": config.drop_path} if config.drop_path else {})}
     try:
-        with _no_vain_retries(wanted=config.pretrained):
+        with no_vain_retries(wanted=config.pretrained):
             model = timm.create_model(config.model, pretrained=config.pretrained, num_classes=0, **options)
     except TypeError as error:
         found = f"{config.model} refuses its arguments ({error})"
@@ -80,7 +80,7 @@ def _drop_head(model: Any) -> None:
 
 
 @contextmanager
-def _no_vain_retries(*, wanted: bool) -> Generator[None]:
+def no_vain_retries(*, wanted: bool) -> Generator[None]:
     """Look only into the cache where the hub cannot be reached; its client would retry for a minute."""
     if not wanted or _hub_answers():
         yield

@@ -26,6 +26,10 @@ SMALL = {
     "image": {"preprocess": {"size": [64, 48]}},
     "timm": {"preprocess": {"size": [64, 64]}, "create": {"block_args": {}}},
     "text": {"preprocess": {"tokenizer": {"type": "bytes"}, "max_tokens": 24}},
+    "open_clip_image": {
+        "create": {"vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 32}}
+    },
+    "open_clip_text": {"create": {"text_cfg": {"context_length": 16, "layers": 2, "width": 32, "heads": 2}}},
 }
 """Options that make a row faster than its defaults; `test_builds_from_defaults` takes none of them."""
 
