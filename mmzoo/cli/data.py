@@ -12,6 +12,7 @@ EXAMPLES = [
     ("mmzoo data inspect photos/", "modalities, counts, shapes, classes, faults"),
     ("mmzoo data inspect samples.csv --json", "a manifest, for a script"),
     ("mmzoo data make manifest out/", "a small synthetic data set in that format"),
+    ("mmzoo data make nyud --n 16 out/", "rooms with dense labels in NYUD-v2's folders"),
 ]
 NEXT = "mmzoo train RECIPE data.root=PATH --dry-run"
 ACTIONS = {"inspect": ["ACTION", "PATH"], "make": ["ACTION", "KIND", "PATH"]}
@@ -20,7 +21,7 @@ ACTIONS = {"inspect": ["ACTION", "PATH"], "make": ["ACTION", "KIND", "PATH"]}
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("words", nargs="*", metavar="inspect PATH | make KIND PATH", help="what to do")
-    parser.add_argument("--samples", type=int, default=32, help="make: how many samples (default: 32)")
+    parser.add_argument("--samples", "--n", type=int, default=32, help="make: how many samples (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="make: seed of what is made (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -9,6 +9,11 @@ TABLE = {
     "indoor": Row(
         "mmzoo.datamodules.indoor:Indoor", "ray-cast rooms with depth, normals, boundaries, classes, people"
     ),
+    "nyud": Row("mmzoo.datamodules.nyud:Nyud", "NYUD-v2 folders: classes, normals, boundaries, depth"),
+    "pascal_context": Row(
+        "mmzoo.datamodules.pascal_context:PascalContext",
+        "PASCAL-Context folders: classes, human parts, saliency, normals, boundaries",
+    ),
     "folder": Row(
         "mmzoo.datamodules.folder:Folder", "files of any modality in class folders or tars, labels from names"
     ),

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmzoo import registry
-from mmzoo.batch import DataInfo, Item
+from mmzoo.batch import IGNORE, DataInfo, DenseKind, Item
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.files import KINDS
 from mmzoo.datamodules.loader import SampleSource
@@ -30,6 +31,8 @@ __all__ = ["ModalityReport", "Report", "inspect_path", "open_path"]
 PROBES = 2000
 """Samples that are read to measure them and to find faults, evenly spread."""
 SHOWN = 12
+MEASURED = (DenseKind.NORMALS, DenseKind.EDGE, DenseKind.DEPTH)
+"""Dense labels without classes."""
 UNITS = {"s": "s", "hz": "Hz"}
 
 
@@ -157,12 +160,16 @@ def inspect_path(path: str | Path, probes: int = PROBES) -> Report:
         samples=sum(info.counts.values()),
         splits=dict(info.counts),
         modalities=modalities,
-        classes={t: {n: labels[t][n] for n in names} for t, names in info.labels.items() if t in labels},
+        classes={
+            t: {n: labels[t][n] for n in names}
+            for t, names in info.labels.items()
+            if t in labels and info.dense.get(t) not in MEASURED
+        },
         subjects=dict(info.subjects) or {s: n for probe in used.values() for s, n in probe.subjects.items()},
         read=seen.read,
         faults=tuple(seen.faults),
         config={"type": guess.row, **guess.options},
-        hints=() if info.labels else hint_labels(_stems(sources)),
+        hints=_hint_dense(info, seen) if info.labels else hint_labels(_stems(sources)),
         counted=bool(known.modalities) or not sources or seen.read == sum(map(len, sources)),
     )
 
@@ -187,8 +194,19 @@ class Tally:
         self.modalities.update(sample.inputs.keys())
         for target, value in sample.targets.items():
             names = info.labels[target]
+            if target in info.dense:
+                self.labels.setdefault(target, Counter()).update(_shown(value, info.dense[target], names))
+                continue
             held = [int(value)] if value.ndim == 0 else value.nonzero().flatten().tolist()
             self.labels.setdefault(target, Counter()).update(names[i] for i in held)
+
+
+def _shown(values: Tensor, kind: DenseKind, names: Sequence[str]) -> list[str]:
+    """Return the names of what the labels of an image's pixels show: its classes, or that there are any."""
+    if kind in (DenseKind.CLASSES, DenseKind.SALIENCY):
+        return [names[int(i)] for i in values[values != IGNORE].unique()]
+    none = 0 if kind is DenseKind.DEPTH else IGNORE
+    return list(names) if bool((values != none).any()) else []
 
 
 def _probe(sources: Sequence[SampleSource], info: DataInfo, probes: int) -> Tally:
@@ -211,6 +229,12 @@ def _count_records(sources: Sequence[SampleSource]) -> Tally:
                     held = (label,) if isinstance(label, str) else label
                     tally.labels.setdefault(target, Counter()).update(held)
     return tally
+
+
+def _hint_dense(info: DataInfo, seen: Tally) -> tuple[str, ...]:
+    """Say which labels of every pixel there are, and on how many of the images read."""
+    found = [f"{t} {max(seen.labels.get(t, Counter[str]()).values(), default=0)}" for t in info.dense]
+    return (f"labels of every pixel, images read that have any: {', '.join(found)}",) if found else ()
 
 
 def hint_labels(stems: Sequence[str]) -> tuple[str, ...]:

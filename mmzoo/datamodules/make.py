@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmzoo.datamodules import ntu, scan_files
+from mmzoo.datamodules.dense_make import write_nyud, write_pascal_context
 from mmzoo.datamodules.five_senses import EventSource, FiveSenses
 from mmzoo.datamodules.scans import Event as Shown
 from mmzoo.datamodules.shard_format import write_shards
@@ -44,6 +45,8 @@ class Kind(str, Enum):
     BIDS = "bids"
     NTU = "ntu"
     PYSKL = "pyskl"
+    NYUD = "nyud"
+    PASCAL_CONTEXT = "pascal_context"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def make(kind: str, path: str, samples: int, *, seed: int = 0) -> str:
         raise ConfigError.at(
             "data make", repr(kind), f"one of {', '.join(known)}", close_matches(kind, known)
         )
+    if kind in ROOMS:
+        return ROOMS[Kind(kind)](Path(path), samples, seed=seed)
     return write_five_senses(Path(path), samples, Kind(kind), seed=seed)
 
 
@@ -246,3 +251,8 @@ WRITERS: dict[Kind, Callable[[Path, Iterator[Made]], str]] = {
     Kind.NTU: write_ntu,
     Kind.PYSKL: write_pyskl,
 }
+ROOMS: dict[Kind, Callable[..., str]] = {
+    Kind.NYUD: write_nyud,
+    Kind.PASCAL_CONTEXT: write_pascal_context,
+}
+"""Formats that hold the indoor world instead."""

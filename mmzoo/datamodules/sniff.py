@@ -108,6 +108,10 @@ def _sniff_file(path: Path) -> Guess | None:
 
 
 def _sniff_folder(path: Path) -> Guess | None:
+    if (path / "gt_sets").is_dir() and (path / "images").is_dir():
+        return Guess("NYUD-v2 layout", "nyud", {"root": str(path)})
+    if (path / "ImageSets" / "Context").is_dir() and (path / "JPEGImages").is_dir():
+        return Guess("PASCAL-Context layout", "pascal_context", _pascal(path))
     listed = [f"manifest{suffix}" for suffix in SUFFIXES if (path / f"manifest{suffix}").is_file()]
     if len(listed) == 1:
         return _sniff_file(path / listed[0])
@@ -126,6 +130,13 @@ def _sniff_folder(path: Path) -> Guess | None:
     if tars:
         return Guess("folder of tars", "folder", {"root": str(path)})
     return _only_file(path, names)
+
+
+def _pascal(path: Path) -> dict[str, str]:
+    """Return the options of a PASCAL-Context folder: all normals where the lists of names are absent."""
+    lists = {"context_names": "names/context.txt", "nyu_names": "names/nyu.txt"}
+    has_lists = all((path / name).is_file() for name in lists.values())
+    return {"root": str(path), **(lists if has_lists else {"normals_of": "all"})}
 
 
 def _run_image(names: list[str]) -> dict[str, str]:
