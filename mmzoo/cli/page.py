@@ -27,6 +27,7 @@ def write(folder: RunFolder) -> None:
         html.cards(_cards(found, history, model)),
         html.section("Results", *(_results(r) for r in found.values())),
         html.section("What it retrieves", _picture(folder)),
+        html.section("What it sees in every pixel", _panels(folder)),
         html.section("Training", html.grid(_charts(history))),
         html.section("Model and data", _model(model), _data(model)),
         html.section(
@@ -81,11 +82,10 @@ def _results(found: Results) -> str:
     caption = f"{found.split}: {found.samples:,} samples, weights {Path(found.checkpoint).name}"
     parts = [html.figure(html.table(("figure", "value"), rows, right=(1,)), caption)]
     for name, matrix in found.matrices.items():
-        retrieval = results.is_retrieval(name)
-        corner = "given ↓ found →" if retrieval else "true ↓ predicted →"
-        parts.append(
-            html.figure(html.heat(matrix, percent=retrieval, corner=corner), title=results.title(name))
-        )
+        retrieval, routing = results.is_retrieval(name), results.is_routing(name)
+        corner = "given ↓ found →" if retrieval else "from ↓ expert →" if routing else "true ↓ predicted →"
+        heat = html.heat(matrix, percent=retrieval or routing, corner=corner)
+        parts.append(html.figure(heat, title=results.title(name)))
     pairs = {k: v for k, v in found.metrics.items() if results.PAIR in k}
     every = html.details("Every pair", "\n".join(f"{k}  {results.show(k, v)}" for k, v in pairs.items()))
     return html.grid(parts) + every
@@ -96,6 +96,11 @@ def _picture(folder: RunFolder) -> str:
         "Held-out events: left what is given, right the three nearest in each other sense; green is right."
     )
     return html.picture(folder.plots / "retrieval.png", caption)
+
+
+def _panels(folder: RunFolder) -> str:
+    caption = "Held-out images: for each task the truth, then what was found; grey has no label."
+    return html.picture(folder.plots / "dense.png", caption)
 
 
 def _charts(history: Sequence[Mapping[str, Any]]) -> list[str]:

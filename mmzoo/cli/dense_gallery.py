@@ -1,0 +1,75 @@
+"""The picture of dense tasks: held-out images, and for each task the truth beside the prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from mmzoo.batch import Batch
+from mmzoo.cli.dense_panels import Panel, image_pixels, side_by_side
+from mmzoo.datamodules.collate import collate
+from mmzoo.errors import DataError, ShapeError
+from mmzoo.modalities.image_preprocess import ImagePreprocess
+from mmzoo.recipe import Built
+
+SHOWN = 6
+"""Images, evenly spread over the split; never chosen by result."""
+IMAGE = "image"
+
+
+def draw(built: Built, split: str, path: Path) -> bool:
+    """Draw the picture to `path`; False where the run has no dense task on images."""
+    kinds = {
+        name: built.info.dense[task.config.target]
+        for name, task in built.learner.tasks.items()
+        if task.config.target in built.info.dense
+    }
+    prepare = built.datamodule.preprocesses.get(IMAGE)
+    if not kinds or not isinstance(prepare, ImagePreprocess):
+        return False
+    batch = _pick(built, split)
+    if batch is None:
+        return False
+    found = _predict(built, batch, list(kinds))
+    images = [image_pixels(x, prepare.scale, prepare.shift) for x in batch.inputs[IMAGE].values]
+    rows: list[dict[str, Panel]] = []
+    for sample in range(len(batch)):
+        row: dict[str, Panel] = {}
+        for name, kind in kinds.items():
+            labels = batch.targets.get(built.learner.tasks[name].config.target)
+            own = labels.index.tolist() if labels is not None else []
+            true = labels.values[own.index(sample)] if labels is not None and sample in own else None
+            row[name] = Panel(kind, found[name][sample], true)
+        rows.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(side_by_side(images, rows)).save(path)
+    return True
+
+
+def _pick(built: Built, split: str) -> Batch | None:
+    """Read images evenly spread over a split; unreadable ones were named when it was evaluated."""
+    source = built.datamodule.source(split)
+    count = min(SHOWN, len(source))
+    samples = []
+    for number in range(count):
+        try:
+            samples.append(source.get(number * len(source) // count, None))
+        except (DataError, ShapeError):  # noqa: PERF203 a handful
+            continue
+    samples = [s for s in samples if IMAGE in s.inputs]
+    return collate(samples) if samples else None
+
+
+@torch.no_grad()
+def _predict(built: Built, batch: Batch, tasks: list[str]) -> dict[str, torch.Tensor]:
+    """Return the first pass's prediction of each task, a row a sample."""
+    training = built.model.training
+    built.model.eval()
+    try:
+        with built.trainer.precision_plugin.forward_context():
+            output = built.model(batch.to(built.model.device), tasks)
+    finally:
+        built.model.train(training)
+    return {t: next(iter(output.predictions[t].values())).values.float().cpu() for t in tasks}
