@@ -86,6 +86,18 @@ def test_the_checkpoint_guide_loads_and_publishes(tmp_path: pathlib.Path, monkey
     assert torch.equal(guide.again.encode(text=["a red shirt", "rain"])["text"], guide.vectors)
 
 
+def test_the_fine_tuning_guide_writes_an_adapter_that_loads(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    guide = run("fine-tune.md")
+    text = {"text": ["a red shirt", "rain"]}
+    tuned, again, base = (m.encode(**text)["text"] for m in (guide.tuned, guide.again, guide.base))
+    torch.testing.assert_close(again, tuned, atol=1e-5, rtol=1e-5)
+    assert float((tuned - base).abs().max()) > 1e-3
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 500_000
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in GUIDES.glob("*.md")))
 def test_commands_of_the_guides_fit_the_options(name: str, monkeypatch: pytest.MonkeyPatch):
     """Every `mmzoo train RECIPE key=value` that is shown composes and checks."""

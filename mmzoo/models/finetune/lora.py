@@ -133,8 +133,9 @@ def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]
     return plain
 
 
-def write_adapter(model: nn.Module, config: LoraConfig, folder: Path, base: str = "") -> Path:
+def write_adapter(model: nn.Module, config: LoraConfig, folder: str | Path, base: str = "") -> Path:
     """Write the factors, and what else learned, in PEFT's names: two small files beside a base model."""
+    folder = Path(folder)
     learned = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     others = dict.fromkeys(_owner(n) for n in learned if not is_factor(n))
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,8 +161,9 @@ def write_adapter(model: nn.Module, config: LoraConfig, folder: Path, base: str 
     return folder
 
 
-def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
+def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
     """Put factors from PEFT's files onto a plain base model; return their options."""
+    folder = Path(folder)
     try:
         options: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
