@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ SMOOTHING = 0.05
 """Share of a noisy curve that its moving average looks back over."""
 MOST_CURVES = 8
 """Curves in one panel; more cannot be told apart."""
+MOST_PLACES = 4
+"""Routed blocks with a panel of their own."""
+EXPERT = re.compile(r"train/routing/.+/expert\d+")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Panel:
 
 def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Return the panels that the history has points for: loss, metrics by task, learning rate, speed."""
-    found = [_loss(history), *_metrics(history), _rate(history), _speed(history)]
+    found = [_loss(history), *_metrics(history), *_experts(history), _rate(history), _speed(history)]
     return [panel for panel in found if any(len(points) > 1 for points in panel.curves.values())]
 
 
@@ -64,6 +68,20 @@ def _metrics(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
         if shares:
             chosen = dict(list(shares.items())[:MOST_CURVES])
             found.append(Panel(f"metrics_{task}", f"{task}: validation", chosen, percent=True))
+    return found
+
+
+def _experts(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Return, for the first routed parts of the trunk, the share of choices on each expert."""
+    keys = dict.fromkeys(k for line in history for k in line if EXPERT.fullmatch(k))
+    places = list(dict.fromkeys(k.rpartition("/")[0] for k in keys))[:MOST_PLACES]
+    found: list[Panel] = []
+    for place in places:
+        own = [k for k in keys if k.rpartition("/")[0] == place][:MOST_CURVES]
+        name = place.removeprefix("train/routing/")
+        curves = {k.rpartition("/")[2].replace("expert", "expert "): series(history, k) for k in own}
+        stem = f"experts_{name.replace('/', '_')}"
+        found.append(Panel(stem, f"block {name}: share of choices on each expert", curves, percent=True))
     return found
 
 

@@ -16,6 +16,8 @@ from mmzoo.run_folder import RunFolder, write_text
 
 log = logging.getLogger(__name__)
 DPI = 150
+AXES = {results.is_retrieval: ("given", "found"), results.is_routing: ("from", "expert")}
+"""Matrices that hold shares, and what their rows and columns are."""
 MOST_NUMBERS = 20
 """Cells of larger matrices carry no number."""
 
@@ -41,7 +43,8 @@ def draw_all(folder: RunFolder) -> None:
 def _matrices(found: Results, folder: RunFolder) -> None:
     for name, matrix in found.matrices.items():
         stem = name.replace("/", "_") + ("" if found.split == "test" else f"_{found.split}")
-        _save(_matrix(matrix, results.title(name), retrieval=results.is_retrieval(name)), folder, stem)
+        axes = next((own for says, own in AXES.items() if says(name)), ("true", "predicted"))
+        _save(_matrix(matrix, results.title(name), axes), folder, stem)
 
 
 def _look() -> dict[Any, Any]:
@@ -99,9 +102,10 @@ def _curves(panel: Panel) -> Any:
     return figure
 
 
-def _matrix(matrix: Matrix, title: str, *, retrieval: bool) -> Any:
+def _matrix(matrix: Matrix, title: str, names: tuple[str, str]) -> Any:
     values = np.array(matrix.values, dtype=float)
-    shares = values if retrieval else values / np.maximum(np.nansum(values, axis=1, keepdims=True), 1)
+    in_shares = names in AXES.values()
+    shares = values if in_shares else values / np.maximum(np.nansum(values, axis=1, keepdims=True), 1)
     size = len(matrix.columns)
     side = min(12.0, 2.2 + (0.75 if size <= MOST_NUMBERS else 0.12) * size)
     figure = _figure(side + 0.6, side)
@@ -112,12 +116,12 @@ def _matrix(matrix: Matrix, title: str, *, retrieval: bool) -> Any:
     axes.set_yticks(range(len(matrix.rows)), matrix.rows)
     axes.tick_params(length=0)
     axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
-    axes.set_xlabel("found" if retrieval else "predicted")
-    axes.set_ylabel("given" if retrieval else "true")
+    axes.set_xlabel(names[1])
+    axes.set_ylabel(names[0])
     for spine in axes.spines.values():
         spine.set_visible(False)
     if size <= MOST_NUMBERS:
-        _numbers(axes, values, shares, retrieval=retrieval)
+        _numbers(axes, values, shares, retrieval=in_shares)
     return figure
 
 

@@ -74,7 +74,8 @@ def from_evaluation(found: Evaluation, samples: int, checkpoint: str) -> Results
     matrices = {
         name: matrix
         for name, values in found.figures.items()
-        if values.ndim == 2 and (matrix := _named(values, _axis(name, found.labels))) is not None
+        if values.ndim == 2
+        and (matrix := _named(values, _axis(name, found.labels), square=not is_routing(name))) is not None
     }
     return Results(found.split, dict(found.metrics), matrices, samples, checkpoint)
 
@@ -121,6 +122,7 @@ def title(name: str) -> str:
     says = {
         "retrieval": "R@1 in per cent: given the row, find the column",
         "confusion": "true row, predicted column",
+        "experts": "share of each row's choices on each expert, in per cent",
     }
     return f"{task}: {says.get(kind, kind)}"
 
@@ -128,6 +130,11 @@ def title(name: str) -> str:
 def is_retrieval(name: str) -> bool:
     """Say whether a matrix is one of retrieval."""
     return name.endswith("/retrieval")
+
+
+def is_routing(name: str) -> bool:
+    """Say whether a matrix holds the share of tokens on each expert of a block."""
+    return name.startswith("routing/") and name.endswith("/experts")
 
 
 def grid(matrix: Matrix) -> str:
@@ -148,9 +155,9 @@ def _axis(name: str, labels: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     return labels.get(name) or labels.get(f"{task}/{kind}") or ()
 
 
-def _named(values: np.ndarray, names: tuple[str, ...]) -> Matrix | None:
+def _named(values: np.ndarray, names: tuple[str, ...], *, square: bool = True) -> Matrix | None:
     if max(values.shape) > MOST_CLASSES:
         return None
     rows = names if len(names) == values.shape[0] else tuple(map(str, range(values.shape[0])))
-    columns = names if len(names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
+    columns = names if square and len(names) == values.shape[1] else tuple(map(str, range(values.shape[1])))
     return Matrix(rows, columns, tuple(tuple(float(v) for v in row) for row in values))

@@ -70,6 +70,8 @@ def evaluate(
 
 def _axis(learner: MultitaskLearner, name: str) -> tuple[str, ...]:
     """Name the rows and columns of a matrix: passes for retrieval, else the classes of its label."""
+    if name in learner.tracker.routing_rows:
+        return learner.tracker.routing_rows[name]
     task, *label, kind = name.split("/")
     if kind == "retrieval":
         return learner.tracker.passes[task]

@@ -16,6 +16,7 @@ from mmzoo.errors import ConfigError, close_matches
 from mmzoo.learners.balance.balancing import RANK_SLOT, Balancing, Over, Place
 from mmzoo.learners.balance.base import Moment
 from mmzoo.learners.optim import OptimConfig, build_optimizer, check_schedule, lr_factor
+from mmzoo.learners.routing import step_figures
 from mmzoo.learners.tasks import Task, TaskConfig
 from mmzoo.learners.tracker import Tracker
 from mmzoo.learners.unfreeze import UnfreezeConfig, Unfreezing
@@ -116,6 +117,9 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         self._replay = (batch, number, now) if self.balancer.looks_back else None
         logged |= self.balancing.figures
         logged["train/loss"] = total.detach()
+        if (self.global_step + 1) % self.log_every_steps == 0 or self.global_step == 0:
+            found = step_figures(output.stats)
+            logged |= {f"train/{k}": torch.tensor(v, device=total.device) for k, v in found.items()}
         self.last_losses = logged
         if self.global_step % self.log_every_steps == 0:
             self.log_dict(logged, batch_size=len(batch))

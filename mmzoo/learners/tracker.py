@@ -11,7 +11,9 @@ import torch
 
 from mmzoo.batch import Batch, DataInfo, Prediction
 from mmzoo.errors import ConfigError
+from mmzoo.learners import routing
 from mmzoo.learners.prompts import class_vectors
+from mmzoo.learners.routing import RoutingTracker
 from mmzoo.learners.tasks import Task
 from mmzoo.metrics.delta import delta_m
 from mmzoo.models.multimodal import MultimodalModel
@@ -30,15 +32,19 @@ class Tracker:
         self.states: dict[str, dict[str, Any]] = {}
         self.reference: dict[str, dict[str, Any]] = {}
         self.passes: dict[str, tuple[str, ...]] = {}
+        self.routing = RoutingTracker()
+        self.routing_rows: dict[str, tuple[str, ...]] = {}
 
     def reset(self) -> None:
         """Forget everything but the reference."""
         self.losses, self.states = {}, {}
+        self.routing = RoutingTracker()
 
     @torch.no_grad()
     def update(self, model: MultimodalModel, batch: Batch) -> None:
         """Run the model on a batch and merge its losses and metric states."""
         output = model(batch, list(self.tasks))
+        self.routing.update(output.stats)
         for name, task in self.tasks.items():
             loss = _on_host(task.loss(output, batch))
             self.losses[name] = self.losses[name].merge(loss) if name in self.losses else loss
@@ -82,7 +88,9 @@ class Tracker:
             matrices |= drawn
         if self.baselines:
             figures["delta_m"] = delta_m(figures, self.baselines)
-        return figures, matrices
+        use = self.routing.merged() if routing.is_routed(model) else {}
+        self.routing_rows = routing.row_names(use)
+        return figures | routing.figures(use), matrices | routing.matrices(use)
 
     def _merged_over_ranks(self) -> tuple[dict[str, LossState], dict[str, dict[str, Any]]]:
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmzoo.trunk.plan import SeqInfo
 
 SUFFIX = "routing"
-"""A layer keeps its record in the context's stats under `<layer>/routing`."""
+"""A layer keeps its record in the context's stats under `<layer>/routing` or `<layer>/<part>/routing`."""
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,27 @@ class ExpertUse:
         }
 
 
-RoutingUse = dict[int, dict[tuple[str, str], ExpertUse]]
-"""Layer -> (task, modality) -> sums."""
+RoutingUse = dict[str, dict[tuple[str, str], ExpertUse]]
+"""Place (`3` the feed-forward of block 3, `3/heads` its attention) -> (task, modality) -> sums."""
 
 
 def routing_use(stats: Mapping[str, Any]) -> RoutingUse:
     """Sum up the records that a forward left in the context's stats."""
     found: RoutingUse = {}
     for key, value in stats.items():
-        layer, _, name = key.partition("/")
+        place, _, name = key.rpartition("/")
         if name == SUFFIX and isinstance(value, RoutingRecord):
-            found[int(layer)] = value.use()
+            found[place] = value.use()
     return found
 
 
 def merge_use(first: RoutingUse, second: RoutingUse) -> RoutingUse:
     """Add the sums of two parts of the data."""
-    merged = {layer: dict(own) for layer, own in first.items()}
-    for layer, own in second.items():
-        place = merged.setdefault(layer, {})
+    merged = {place: dict(own) for place, own in first.items()}
+    for place, own in second.items():
+        known = merged.setdefault(place, {})
         for key, use in own.items():
-            place[key] = place[key].merge(use) if key in place else use
+            known[key] = known[key].merge(use) if key in known else use
     return merged
 
 
