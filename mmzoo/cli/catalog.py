@@ -17,10 +17,12 @@ from typing import Any
 import yaml
 
 from mmzoo import configs, registry
+from mmzoo.checkpoints import cards
 from mmzoo.errors import ConfigError, close_matches
 
 FIGURES = Path(__file__).parent.parent / "models" / "figures.json"
 GROUP_KINDS = {"recipe": "recipes", "model": "models", "data": "data", "trainer": "trainers"}
+CHECKPOINTS = "checkpoints"
 CONTRAST = ("infonce", "siglip")
 FACT = re.compile(r"#\s*(\w+):\s+(.+)")
 BYTES_PER_PARAM = 4
@@ -50,7 +52,7 @@ class Entry:
 
 def kinds() -> list[str]:
     """Return the kinds, configs first."""
-    return [*GROUP_KINDS.values(), *registry.ROOMS]
+    return [*GROUP_KINDS.values(), CHECKPOINTS, *registry.ROOMS]
 
 
 def kind_of(text: str) -> str:
@@ -74,6 +76,9 @@ def _of_kind(kind: str) -> Iterator[Entry]:
             for config, path in configs.list_configs(group).items():
                 yield _config_entry(group, config, path)
             return
+    if kind == CHECKPOINTS:
+        yield from (_checkpoint(card) for card in cards.cards().values())
+        return
     for name, row in sorted(registry.table(kind).items()):
         yield Entry(kind, name, row.summary, row.target)
 
@@ -87,6 +92,19 @@ def _config_entry(group: str, name: str, path: Path) -> Entry:
     elif group == "data":
         facts["type"] = str(tree("data", path).get("type", ""))
     return Entry(GROUP_KINDS[group], name, summary, str(path), facts)
+
+
+def _checkpoint(card: cards.Card) -> Entry:
+    here = "shipped" if card.shipped else "fetched" if card.cached.is_file() else "to fetch"
+    facts = {
+        "modalities": card.modalities,
+        "tasks": card.tasks,
+        "licence": card.licence,
+        "size_mb": None if card.bytes is None else round(card.bytes / 1e6, 1),
+        "here": here,
+    }
+    source = str(cards.FOLDER / f"{card.name}.yaml")
+    return Entry(CHECKPOINTS, card.name, card.summary, source, facts)
 
 
 def header(path: Path) -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmzoo import registry
+from mmzoo.checkpoints import cards
 from mmzoo.cli import catalog, console
 from mmzoo.cli.catalog import Entry
 from mmzoo.errors import ConfigError, close_matches
@@ -54,6 +55,8 @@ def lookup(name: str) -> list[Entry]:
             return found
     everything = catalog.entries()
     found = [e for e in everything if e.name == name]
+    if not found and cards.is_known(name):  # an architecture, or a former name
+        found = [e for e in everything if e.name == cards.find(name).name]
     if not found:
         known = [e.name for e in everything] + [f"{e.kind}/{e.name}" for e in everything if "/" in name]
         raise ConfigError.at(
@@ -66,12 +69,15 @@ def explain(entry: Entry) -> dict[str, Any]:
     """Return everything known of an entry as plain data."""
     if entry.kind in registry.ROOMS:
         return _component(entry)
+    if entry.kind == catalog.CHECKPOINTS:
+        return {**entry.to_dict(), **cards.find(entry.name).to_dict()}
     group = next(g for g, k in catalog.GROUP_KINDS.items() if k == entry.kind)
     path = catalog.configs.find(group, entry.name)
     facts = {**entry.to_dict(), "base": catalog.bases(path)}
     if group == "model":
         counted = dict(catalog.figures().get(entry.name, {}))
-        return {**facts, "parameters": counted.pop("params", {}), **counted, "used_by": _used_by(entry.name)}
+        facts |= {"parameters": counted.pop("params", {}), **counted, "used_by": _used_by(entry.name)}
+        return {**facts, "checkpoints": [c.name for c in cards.cards().values() if c.arch == entry.name]}
     if group == "recipe":
         return {**facts, **_recipe(catalog.tree(group, path))}
     return {**facts, "options": catalog.tree(group, path)}
@@ -126,6 +132,8 @@ def _print(entry: Entry, facts: Mapping[str, Any]) -> None:
     console.say(console.style(entry.source, "dim") + "\n")
     if entry.kind in registry.ROOMS:
         _print_component(facts)
+    elif entry.kind == catalog.CHECKPOINTS:
+        _print_checkpoint(entry.name, facts)
     elif entry.kind == "models":
         _print_model(entry.name, facts)
     elif entry.kind == "recipes":
@@ -162,12 +170,36 @@ def _print_model(name: str, facts: Mapping[str, Any]) -> None:
         console.say(console.table(("part", "parameters", "FLOPs/sample"), rows, right=(1, 2)))
     else:
         console.say("Its parameters have not been counted: train --dry-run of a recipe that uses it does.")
+    if facts.get("checkpoints"):
+        console.say(f"\nweights: {', '.join(facts['checkpoints'])}")
     users = facts.get("used_by") or []
     if users:
         console.say(f"\nrecipes that train it: {', '.join(users)}")
     console.note(
         f"next: mmzoo train {users[0] if users else 'RECIPE'} --dry-run" + ("" if users else f" model={name}")
     )
+
+
+def _print_checkpoint(name: str, facts: Mapping[str, Any]) -> None:
+    card = cards.find(name)
+    known = {
+        "licence": card.licence,
+        "origin": " ".join(filter(None, (card.origin, card.paper))),
+        "layout": card.layout.value,
+        "modalities": ", ".join(card.modalities),
+        "tasks": ", ".join(card.tasks) or "none",
+        "bytes": "not published" if card.bytes is None else f"{card.bytes:,}",
+        "sha256": card.sha256 or "not published: the layout is what is verified",
+        "here": str(card.shipped or (card.cached if card.cached.is_file() else "no")),
+    }
+    console.say(console.pairs(known))
+    if card.metrics:
+        rows = [(m.data, m.metric, f"{m.value:g}", m.protocol) for m in card.metrics]
+        console.say("\n" + console.table(("data", "figure", "value", "protocol"), rows, right=(2,)))
+    commands = card.training.get("commands", [])
+    if commands:
+        console.say("\n" + "\n".join(f"$ {command}" for command in commands))
+    console.note(f"next: mmzoo {'verify' if facts['here'] != 'to fetch' else 'download'} {name}")
 
 
 def _print_recipe(name: str, facts: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ EXAMPLES = [
     ("mmzoo list", "everything"),
     ("mmzoo list 'five*'", "names by pattern"),
     ("mmzoo list --kind models --modality audio --sort params", "models that hear, small ones first"),
+    ("mmzoo list 'onepeace*' --modality audio --task retrieval", "checkpoints that were trained for it"),
     ("mmzoo list --kind recipes --task retrieval --json", "for a script"),
 ]
 NEXT = "mmzoo info NAME"
@@ -28,8 +29,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "pattern", nargs="*", metavar="PATTERN", help="a name, part of one, or a pattern with *"
     )
     parser.add_argument("--kind", help="models, recipes, data, modalities, heads, mixers, metrics, …")
-    parser.add_argument("--modality", help="only what takes this modality (models and recipes)")
-    parser.add_argument("--task", help="only recipes of this kind: retrieval or classification")
+    parser.add_argument("--modality", help="only what takes this modality (models, checkpoints and recipes)")
+    parser.add_argument(
+        "--task", help="only recipes and checkpoints of this kind: retrieval, classification, …"
+    )
     parser.add_argument("--sort", default="name", choices=SORTS, help="order of the models (default: name)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
 
@@ -95,6 +98,9 @@ def _table(kind: str, rows: Sequence[Entry]) -> str:
     if kind == "models":
         head = ("name", "params", "size", "licence", "modalities", "what it is")
         return console.table(head, [_model_row(e) for e in rows], right=(1, 2))
+    if kind == "checkpoints":
+        head = ("name", "size", "licence", "here", "tasks", "modalities", "what it is")
+        return console.table(head, [_checkpoint_row(e) for e in rows], right=(1,))
     if kind == "recipes":
         head = ("name", "tasks", "model", "modalities", "what it does")
         return console.table(head, [_recipe_row(e) for e in rows])
@@ -109,6 +115,20 @@ def _model_row(entry: Entry) -> tuple[str, ...]:
         console.short(facts.get("params")),
         "–" if size is None else f"{size:.1f} MB",
         str(facts.get("licence", "Apache-2.0")),
+        _some(facts.get("modalities", [])),
+        entry.summary,
+    )
+
+
+def _checkpoint_row(entry: Entry) -> tuple[str, ...]:
+    facts = entry.facts
+    size = facts.get("size_mb")
+    return (
+        entry.name,
+        "–" if size is None else f"{size:.1f} MB",
+        str(facts.get("licence", "")),
+        str(facts.get("here", "")),
+        ", ".join(facts.get("tasks", [])) or "–",
         _some(facts.get("modalities", [])),
         entry.summary,
     )

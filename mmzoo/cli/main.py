@@ -23,6 +23,7 @@ VERBS = {
     "embed": "write embeddings of any data as .npz or .parquet",
     "download": "fetch weights by name, from the hub or any address",
     "verify": "check weights: hash, layout, golden output",
+    "convert": "turn weights from one layout into another",
     "push": "publish a run on the hub",
     "list": "list models, recipes and all building blocks",
     "info": "explain one of them: options, defaults, parameters",

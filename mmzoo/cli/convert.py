@@ -1,0 +1,39 @@
+"""Turn weights from one layout into another: released files to an export, an export to a released layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmzoo.cli import console, logs
+
+EXAMPLES = [
+    ("mmzoo convert one-peace.pt onepeace/", "a released file to model.safetensors and config.json"),
+    ("mmzoo convert runs/mine out.pt --to onepeace", "weights as the reference loads them"),
+    ("mmzoo convert run/checkpoints/last.ckpt export/", "a training checkpoint to an export"),
+]
+NEXT = "mmzoo verify DST, mmzoo eval DST, mmzoo train RECIPE init_from=DST"
+TARGETS = ("mmzoo", "onepeace")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "source", metavar="SRC", help="a run, an export, a checkpoint, a released file, a name"
+    )
+    parser.add_argument("target", metavar="DST", help="what to write; must not exist")
+    parser.add_argument("--to", choices=TARGETS, default="mmzoo", help="the layout to write (default: mmzoo)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and say what was written."""
+    logs.setup()
+    from mmzoo.zoo.convert import Target, convert
+
+    written = convert(args.source, Path(args.target).expanduser(), Target(args.to))
+    if args.json:
+        console.dump({"source": args.source, "target": str(written), "to": args.to})
+    else:
+        console.say(f"{written}: {args.to}")
+    return 0

@@ -1,0 +1,84 @@
+"""Exports <-> other people's layouts, whole files or none.
+
+The layout of the source is read off the source: a run, an export or a checkpoint of mmzoo, or a file of
+another program. `TARGETS` holds what can be written; a target is one function and one line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmzoo import zoo
+from mmzoo.checkpoints import files
+from mmzoo.errors import CheckpointError
+from mmzoo.zoo import foreign
+
+State = Mapping[str, Tensor]
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+class Target(str, Enum):
+    """What to write."""
+
+    MMZOO = "mmzoo"
+    """an export folder: model.safetensors and config.json"""
+    ONEPEACE = "onepeace"
+    """one file with ONE-PEACE's names: .safetensors, or .pt with the weights under `model`"""
+
+
+def convert(source: str, target: Path, to: Target) -> Path:
+    """Write `source` in the layout `to`; an existing target is refused, a half-written one never left."""
+    if target.exists():
+        do = "Remove it, or choose another."
+        raise CheckpointError.at(str(target), "something is there", "a new path", do)
+    config, state = zoo.read_source(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return TARGETS[to](state, config, target)
+
+
+def write_mmzoo(state: State, config: Mapping[str, Any], target: Path) -> Path:
+    """Write an export folder."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        files.write_export(scratch, state, config)
+        scratch.chmod(0o755)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def write_onepeace(state: State, config: Mapping[str, Any], target: Path) -> Path:
+    """Write one file as the reference loads it, buffers included."""
+    del config
+    if target.suffix not in SUFFIXES:
+        expected = f"a name in {', '.join(SUFFIXES)}"
+        raise CheckpointError.at(str(target), "one file", expected, "Choose such a name.")
+    tensors = {name: t.detach().contiguous().clone() for name, t in foreign.as_onepeace(state).items()}
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        if target.suffix == ".safetensors":
+            save_file(tensors, scratch, metadata={"format": "pt", "layout": Target.ONEPEACE.value})
+        else:
+            torch.save({"model": tensors, "cfg": None}, scratch)
+        scratch.chmod(0o644)
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return target
+
+
+TARGETS: dict[Target, Callable[[State, Mapping[str, Any], Path], Path]] = {
+    Target.MMZOO: write_mmzoo,
+    Target.ONEPEACE: write_onepeace,
+}
