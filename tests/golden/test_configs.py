@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from golden.write import FOLDER, FROM_ENVIRONMENT, golden_text, shipped
 from mmzoo import compose, configs, recipe, registry, schema, zoo
-from mmzoo.batch import DataInfo
+from mmzoo.batch import DataInfo, DenseKind
 from mmzoo.errors import ConfigError
 from mmzoo.learners.tasks import faults_of, with_heads
 from mmzoo.learners.trainer import TrainerConfig
@@ -77,6 +77,8 @@ def repeated(
         chosen = below.get("type", known) if isinstance(below, Mapping) else known
         if "type" in node and node["type"] == chosen:
             yield f"{path}.type"
+        elif "type" in node:
+            below = ...  # another class: the options below are gone
         same = standard if type(standard) is type(made) else None
         yield from repeats(node, made, same, below, path)
     elif isinstance(made, dict) and any(isinstance(v, schema.Config) for v in made.values()):
@@ -163,11 +165,13 @@ def test_every_recipe_loads_and_its_model_has_a_head_for_every_task(name: str):
     assert config.name == name
     targets = {t.target for t in config.tasks.values() if t.target}
     targets |= {getattr(m, "target", "") for t in config.tasks.values() for m in t.metrics} - {""}
-    info = DataInfo(labels=dict.fromkeys(targets, ("a", "b", "c")), subjects=SUBJECTS)
+    kinds = {t.target: getattr(type(t.objective).owner, "kind", None) for t in config.tasks.values()}
+    dense = {target: kind for target, kind in kinds.items() if isinstance(kind, DenseKind)}
+    info = DataInfo(labels=dict.fromkeys(targets, ("a", "b", "c")), subjects=SUBJECTS, dense=dense)
     options = with_heads(config.model, config.tasks)
     assert not [f for n, t in config.tasks.items() for f in faults_of(n, t, options.heads.get(n), info)]
     with torch.device("meta"):
-        model = MultimodalModel(MultimodalModel.resolve(options, info))
+        model = MultimodalModel(MultimodalModel.bare(MultimodalModel.resolve(options, info)))
     assert list(model.heads) == list(config.tasks)
     assert recipe.from_dict(config.to_dict()) == config
 
