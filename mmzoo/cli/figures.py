@@ -1,6 +1,7 @@
 """Counts of every shipped preset: `python -m mmzoo.cli.figures` writes the file that `list` reads.
 
-Models are built on the meta device, so that the largest cost no memory. Heads and fMRI subjects come
+Models are built on the meta device, so that the largest cost no memory; those whose tokens choose experts
+run for real, since what they cost depends on the choice. Heads and fMRI subjects come
 with tasks and data; what is counted here is the rest. FLOPs are those of one forward pass over one sample as
 the modality's `fake_input` makes it.
 """
@@ -19,6 +20,7 @@ from mmzoo.cli.catalog import FIGURES
 from mmzoo.configs import PACKAGE
 from mmzoo.learners.meter import total_flops
 from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.trunk.moe import MoeFeedForward
 
 SUBJECTS = {"subject": 1000}
 """Stands in for the scanned subjects that only data can name: one with a round number of voxels."""
@@ -33,7 +35,7 @@ def shipped() -> list[str]:
 def count(name: str) -> dict[str, Any]:
     """Return modalities, parameters by part and FLOPs by modality of a preset."""
     options = MultimodalModel.resolve(zoo.preset(name), DataInfo(subjects=SUBJECTS))
-    with torch.device("meta"):
+    with torch.device("cpu" if isinstance(options.trunk.ffn, MoeFeedForward.Config) else "meta"):
         model = MultimodalModel(options).eval()
     return {
         "modalities": list(model.modalities),
@@ -43,11 +45,11 @@ def count(name: str) -> dict[str, Any]:
 
 
 def _flops(model: MultimodalModel, modality: str) -> int:
-    """Count one sample's forward pass through adapter and trunk, on the meta device."""
+    """Count one sample's forward pass through adapter and trunk, on the model's device."""
     adapter = model.adapter(modality)
     with torch.device("cpu"):
         row = adapter.fake_input(model.config.modalities[modality], 1, torch.Generator().manual_seed(0))
-    row = dataclasses.replace(row, values=row.values.to("meta"))
+    row = dataclasses.replace(row, values=row.values.to(model.device))
     batch = Batch(("0",), {modality: row})
     return total_flops(model, lambda: model.tokens(batch, [modality]))
 

@@ -111,7 +111,8 @@ def _choose(x: Tensor, weight: Tensor) -> GroupedKernel:
 def _same_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Bring all to one dtype, that of autocast where it is on: it does not know these kernels itself."""
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    cast = kind != "meta" and torch.is_autocast_enabled(kind)  # the meta device has no autocast
+    dtype = torch.get_autocast_dtype(kind) if cast else weight.dtype
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
