@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -94,7 +95,7 @@ class SharedDecoder(nn.Module):
     ) -> None:
         """Take widths, the tasks' names and the depth."""
         super().__init__()
-        self.project = nn.Sequential(nn.Conv2d(channels, dim, 1), nn.GroupNorm(min(32, dim), dim))
+        self.project = nn.Sequential(nn.Conv2d(channels, dim, 1), nn.GroupNorm(math.gcd(32, dim), dim))
         self.level_embedding = nn.Parameter(torch.zeros(1, dim))
         nn.init.normal_(self.level_embedding)
         self.layers = nn.ModuleList(

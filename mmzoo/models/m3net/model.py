@@ -90,6 +90,9 @@ class M3NetConfig(schema.Config):
             raise ConfigError.at(
                 "tasks", str(self.tasks), f"some of {', '.join(TASKS)}", "Name at least one."
             )
+        if self.dim % self.num_heads:
+            found = f"dim {self.dim} with {self.num_heads} heads"
+            raise ConfigError.at("dim", found, "a multiple of num_heads", "Change one of them.")
         if self.grid.map_cells % self.stripes:
             found = f"{self.stripes} stripes of {self.grid.map_cells} rows"
             raise ConfigError.at("stripes", found, "a divisor of grid.map_cells", "Set stripes=1.")

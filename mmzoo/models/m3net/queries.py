@@ -99,7 +99,8 @@ class MapQueries(nn.Module):
         logits = torch.einsum("bdhw,kd->bkhw", pixels, self.embedding.weight)
         scores = logits.detach().sigmoid().flatten(2)
         if blank is not None:
-            scores = scores.scatter(2, blank[:, None].expand(-1, self.num_classes, -1), 0.0)
+            marked = scores.new_zeros(b, max(scores.shape[2], grid.cells**2)).scatter(1, blank, 1.0)
+            scores = scores * (1 - marked[:, None, : scores.shape[2]])
         within = scores.unflatten(2, (self.stripes, -1)).argmax(dim=-1).transpose(1, 2)  # b stripe class
         stride = grid.map_cells // self.stripes * grid.map_cells
         start = torch.arange(self.stripes, device=u.device) * stride

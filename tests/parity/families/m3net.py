@@ -6,7 +6,7 @@ of 50 m) is the release's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -130,8 +130,12 @@ def _watch(layer: DecoderLayer, seen: dict[str, Tensor]) -> None:
         seen["attention/out"] = out
 
     layer.self_attention.register_forward_hook(attention)
-    layer.memory_norm2.register_forward_hook(lambda m, i, o: seen.__setitem__("memory", o))
-    layer.query_norm2.register_forward_hook(lambda m, i, o: seen.__setitem__("query", o))
+
+    def norm(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, given, out: seen.__setitem__(name, out)
+
+    layer.memory_norm2.register_forward_hook(norm("memory"))
+    layer.query_norm2.register_forward_hook(norm("query"))
 
 
 def options(golden: Golden) -> tuple[M3NetConfig, int]:

@@ -1,0 +1,355 @@
+"""M3Net: operators against loops, batch safety, learning, losses and figures against hand-made cases."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmzoo.datamodules.world_driving.scene import DRIVABLE, NUM_VOXEL_CLASSES
+from mmzoo.datamodules.world_driving.views import DrivingConfig, frequencies, lidar_channels, scenes
+from mmzoo.errors import CheckpointError, ConfigError
+from mmzoo.layers.channel_scaling import Gate, TaskChannelScaling
+from mmzoo.layers.deformable import DeformableAttention
+from mmzoo.layers.lift import frustum, lift, to_cells
+from mmzoo.layers.mafi import ChannelAttention, Mafi
+from mmzoo.models.m3net import losses as m3losses
+from mmzoo.models.m3net.geometry import area, clip, corners, iou_3d
+from mmzoo.models.m3net.grid import GridConfig
+from mmzoo.models.m3net.heads import decode_boxes, encode_boxes
+from mmzoo.models.m3net.interop import from_head
+from mmzoo.models.m3net.losses import IGNORED, LossConfig, Truth, losses
+from mmzoo.models.m3net.metrics import BoxScore, MapScore, OccupancyScore, average_precision
+from mmzoo.models.m3net.model import BOXES, MAP, OCCUPANCY, Compat, Fusion, M3Net, M3NetConfig
+
+WORLD = DrivingConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=20.0, levels=3, camera_channels=5)
+GRID = GridConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=20.0)
+
+
+def options(**changes: object) -> M3NetConfig:
+    small: dict[str, object] = {
+        "camera_channels": 5, "lidar_channels": lidar_channels(WORLD), "neck_channels": 8, "dim": 16,
+        "num_heads": 4, "layers": 2, "hidden_dim": 16, "num_boxes": 6, "levels": 3, "grid": GRID,
+    }  # fmt: skip
+    return M3NetConfig(**{**small, **changes})  # pyright: ignore[reportArgumentType] options by name
+
+
+# ---- operators
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_deformable_attention_equals_a_loop(axes: int, generator: torch.Generator):
+    size = (3, 5) if axes == 2 else (2, 3, 5)
+    layer = DeformableAttention(8, num_heads=2, num_points=3, axes=axes)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.5, generator=generator)
+    query, value = torch.randn(2, 4, 8, generator=generator), torch.randn(2, 8, *size, generator=generator)
+    reference = torch.rand(2, 4, axes, generator=generator)
+    found = layer(query, reference, value)
+    volume = layer.value_proj(value.movedim(1, -1))  # b *size d
+    offsets = layer.sampling_offsets(query).view(2, 4, 2, 3, axes)
+    weights = layer.attention_weights(query).view(2, 4, 2, 3).softmax(dim=-1)
+    expected = torch.zeros(2, 4, 8)
+    for b, q, h, p in itertools.product(range(2), range(4), range(2), range(3)):
+        at = reference[b, q] * torch.tensor(size[::-1]) + offsets[b, q, h, p] - 0.5  # in cells, x first
+        low = at.floor().long()
+        for corner in itertools.product((0, 1), repeat=axes):
+            place = low + torch.tensor(corner)
+            share = math.prod(float((1 - abs(at[i] - place[i])).detach()) for i in range(axes))
+            if all(0 <= int(place[i]) < size[::-1][i] for i in range(axes)):
+                row = volume[(b, *[int(i) for i in place.flip(0)])][h * 4 : h * 4 + 4]
+                expected[b, q, h * 4 : h * 4 + 4] += weights[b, q, h, p] * share * row
+    torch.testing.assert_close(found, layer.output_proj(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_deformable_heads_start_looking_in_different_directions():
+    offsets = DeformableAttention(16, num_heads=8, num_points=2).sampling_offsets.bias.view(8, 2, 2)
+    assert torch.allclose(offsets[:, 1], 2 * offsets[:, 0])
+    assert len({tuple(round(v, 3) for v in row) for row in offsets[:, 0].tolist()}) == 8
+
+
+def test_mafi_shares_or_separates_its_attention(generator: torch.Generator):
+    a, b = torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 5, 4, 4, generator=generator)
+    shared = Mafi(3, 5, 6, ChannelAttention.SHARED).eval()
+    fused = shared.joint(torch.cat([a, b], dim=1))
+    gates = [
+        torch.sigmoid(
+            (shared.gate_second.weight[:, :, 0, 0] @ branch(x).mean(dim=(2, 3)).T).T + shared.gate_second.bias
+        )
+        for branch, x in ((shared.second, b), (shared.first, a))
+    ]
+    torch.testing.assert_close(shared(a, b), fused * (gates[0] + gates[1])[:, :, None, None])
+    separate = Mafi(3, 5, 6)
+    assert separate.gate_first is not None
+    separate.load_state_dict(shared.state_dict(), strict=False)
+    assert not torch.allclose(separate.eval()(a, b), shared(a, b))
+
+
+@pytest.mark.parametrize("kind", list(Gate))
+def test_channel_scaling(kind: Gate, generator: torch.Generator):
+    tcs = TaskChannelScaling(4, ["a", "b"], kind)
+    x = torch.randn(2, 3, 4, generator=generator)
+    if kind is Gate.OFF:
+        assert tcs(x, "a") is x
+        assert not list(tcs.parameters())
+        return
+    assert not torch.allclose(tcs(x, "a"), tcs(x, "b"))
+    torch.testing.assert_close(tcs(x, "a"), x * tcs.gate(x, "a"))
+    assert kind is Gate.LINEAR or bool((tcs.gate(x, "a") > 0).all())
+
+
+def test_lifting_equals_a_loop(generator: torch.Generator):
+    intrinsics = torch.tensor([[4.0, 0.0, 6.0], [0.0, 4.0, 4.0], [0.0, 0.0, 1.0]])[None].repeat(2, 1, 1)
+    points = frustum((2, 3), 4.0, torch.tensor([1.0, 5.0]), intrinsics)
+    torch.testing.assert_close(points[0, 1, 0, 0], 5 * torch.tensor([(2 - 6) / 4, (2 - 4) / 4, 1.0]))
+    points = points[..., [2, 0, 1]]  # forward is x of the vehicle
+    features, depth = (
+        torch.randn(2, 4, 2, 3, generator=generator),
+        torch.rand(2, 2, 2, 3, generator=generator),
+    )
+    found = lift(features, depth, points, (4, 4), 6.0)
+    expected = torch.zeros(2, 4, 4, 4)
+    for b, d, h, w in itertools.product(range(2), range(2), range(2), range(3)):
+        x, y = (math.floor((float(points[b, d, h, w, i]) + 6) / 12 * 4) for i in (0, 1))
+        if 0 <= x < 4 and 0 <= y < 4:
+            expected[b, :, y, x] += depth[b, d, h, w] * features[b, :, h, w]
+    torch.testing.assert_close(found, expected)
+    _, inside = to_cells(torch.tensor([[0.0, 7.0, 0.0], [0.0, -6.0, 0.0]]), (4, 4), 6.0)
+    assert inside.tolist() == [False, True]
+
+
+# ---- the model
+
+
+def test_a_batch_gives_what_its_scenes_give_alone():
+    torch.manual_seed(0)
+    model, batch = M3Net(options()).eval(), scenes(WORLD, 0, range(3))
+    whole = model(batch.camera, batch.lidar)
+    assert whole.occupancy is not None
+    for i in range(3):
+        alone = model(batch.camera[i : i + 1], batch.lidar[i : i + 1])
+        torch.testing.assert_close(alone.boxes["boxes"][0], whole.boxes["boxes"][i], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(alone.map["logits"][0], whole.map["logits"][i], rtol=1e-4, atol=1e-4)
+        assert alone.occupancy is not None
+        torch.testing.assert_close(alone.occupancy[0], whole.occupancy[i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compat", list(Compat))
+def test_every_parameter_learns_and_tasks_can_be_left_out(compat: Compat):
+    torch.manual_seed(0)
+    model, batch = M3Net(options(compat=compat)), scenes(WORLD, 0, range(2))
+    truth = Truth(batch.boxes, batch.classes, batch.map, batch.occupancy)
+    found = losses(model(batch.camera, batch.lidar), truth, GRID, LossConfig(), frequencies(batch.occupancy))
+    assert set(found) == {BOXES, MAP, OCCUPANCY}
+    torch.stack(list(found.values())).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == (
+        ["body.occupancy_head.empty"] if model.body.occupancy_head.empty.grad is None else []
+    )
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    some = model(batch.camera, batch.lidar, tasks=[MAP])
+    assert not some.boxes
+    assert some.occupancy is None
+    unknown = losses(
+        some, Truth(boxes=batch.boxes, classes=batch.classes), GRID, LossConfig(), torch.ones(17)
+    )
+    assert unknown == {}
+
+
+def test_known_voxels_are_asked_each_by_itself():
+    torch.manual_seed(0)
+    model, batch = M3Net(options(tasks=[OCCUPANCY])).eval(), scenes(WORLD, 0, range(2))
+    occupied = batch.occupancy[:, :, :, :] > 0
+    occupied[:, 0] = False
+    out = model(batch.camera, batch.lidar, occupied)
+    owner = out.queries[OCCUPANCY].extra["owner"]
+    assert torch.equal(owner >= 0, occupied.flatten(1))
+    for row in owner:
+        assert sorted(row[row >= 0].tolist()) == list(range(int((row >= 0).sum())))
+    assert out.occupancy is not None
+    assert out.occupancy.shape == (2, NUM_VOXEL_CLASSES, 3, 12, 12)
+
+
+def test_it_learns_two_streets():
+    torch.manual_seed(0)
+    model, batch = M3Net(options(fusion=Fusion.CONV)), scenes(WORLD, 0, range(2))
+    truth = Truth(batch.boxes, batch.classes, batch.map, batch.occupancy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    seen: list[dict[str, float]] = []
+    for _ in range(25):
+        found = losses(
+            model(batch.camera, batch.lidar), truth, GRID, LossConfig(), frequencies(batch.occupancy)
+        )
+        optimizer.zero_grad()
+        torch.stack(list(found.values())).sum().backward()
+        optimizer.step()
+        seen.append({k: float(v.detach()) for k, v in found.items()})
+    for task in (BOXES, MAP, OCCUPANCY):
+        assert seen[-1][task] < 0.8 * seen[0][task], task
+
+
+def test_options_that_do_not_fit_are_told():
+    with pytest.raises(ConfigError, match="expected some of boxes, map, occupancy"):
+        options(tasks=["lanes"])
+    with pytest.raises(ConfigError, match=r"3 stripes of 10 rows; expected a divisor"):
+        options(stripes=3)
+    with pytest.raises(ConfigError, match="a multiple of num_heads"):
+        options(num_heads=3)
+    with pytest.raises(ConfigError, match="a map within the view"):
+        GridConfig(map_range_m=60.0)
+    with pytest.raises(CheckpointError, match=r"'what\.weight': unknown"):
+        from_head({"what.weight": torch.zeros(1)})
+
+
+# ---- boxes, losses, figures
+
+
+def box(x: float = 0.0, y: float = 0.0, length: float = 4.0, width: float = 2.0, yaw: float = 0.0) -> Tensor:
+    return torch.tensor([x, y, 1.0, length, width, 1.5, yaw, 1.0, -2.0])
+
+
+def test_boxes_survive_their_code():
+    made = torch.stack([box(3, -5, yaw=2.5), box(-20, 11, 1, 0.5, -3.0)])
+    code = encode_boxes(made, GRID)
+    names = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
+    parts = dict(zip(names, code[None].split(list(names.values()), dim=-1), strict=True))
+    torch.testing.assert_close(decode_boxes(parts, GRID)[0], made)
+
+
+def test_overlap_of_rotated_boxes():
+    one = box().double().numpy()[None]
+    same, turned = box(yaw=math.pi).double().numpy()[None], box(yaw=math.pi / 2).double().numpy()[None]
+    moved, far = box(x=2.0).double().numpy()[None], box(x=9.0).double().numpy()[None]
+    assert iou_3d(one, same)[0, 0] == pytest.approx(1)
+    assert iou_3d(one, turned)[0, 0] == pytest.approx(4 / 12)  # 2x2 of 8 + 8 - 4
+    assert iou_3d(one, moved)[0, 0] == pytest.approx(4 / 12)
+    assert iou_3d(one, far)[0, 0] == 0
+    square = corners(box(0, 0, 2, 2).double().numpy()[None])[0]
+    diamond = corners(box(0, 0, 2, 2, math.pi / 4).double().numpy()[None])[0]
+    assert area(clip(square, diamond)) == pytest.approx(8 * (math.sqrt(2) - 1))  # a regular octagon
+
+
+def test_matching_is_the_cheapest_assignment(generator: torch.Generator):
+    logits = torch.randn(4, 3, generator=generator)
+    boxes = torch.stack([box(x=float(x)) for x in (0, 5, -8, 3)])
+    wanted, kinds = torch.stack([box(x=4.6), box(x=-7.0), box(x=0.4)]), torch.tensor([0, 1, 2])
+    flat = LossConfig(cost_class=0.0)
+    rows, columns = m3losses.match(logits, boxes, wanted, kinds, GRID, flat)
+    assert dict(zip(columns.tolist(), rows.tolist(), strict=True)) == {0: 1, 1: 2, 2: 0}
+
+
+def test_focal_losses_against_their_formulas():
+    logits, target = torch.tensor([[[[0.3, -1.2]]]]), torch.tensor([[[[1.0, 0.0]]]])
+    p = logits.sigmoid()
+    by_hand = (
+        -((1 - p[0, 0, 0, 0]) ** 2) * p[0, 0, 0, 0].log() - p[0, 0, 0, 1] ** 2 * (1 - p[0, 0, 0, 1]).log()
+    )
+    torch.testing.assert_close(m3losses.map_focal(logits, target), by_hand / 2)
+    soft = torch.tensor([[[[1.0, 0.6]]]])
+    by_hand = -((1 - p[0, 0, 0, 0]) ** 2) * p[0, 0, 0, 0].log()
+    by_hand = by_hand - p[0, 0, 0, 1] ** 2 * 0.4**4 * (1 - p[0, 0, 0, 1]).log()
+    torch.testing.assert_close(m3losses.gaussian_focal(logits, soft), by_hand)
+
+
+def test_the_heat_maps_peak_is_at_the_boxs_cell_and_its_radius_keeps_the_overlap():
+    heat = m3losses.heatmap_target(
+        [box(x=5.0, y=-9.0)[None]], [torch.tensor([2])], torch.zeros(1, 3, 12, 12), GRID
+    )
+    assert [int(i) for i in (heat == 1).nonzero()[0]] == [0, 2, int((-9 + 24) / 4), int((5 + 24) / 4)]
+    assert heat[:, :2].abs().sum() == 0
+    length, width = 40.0, 25.0
+    r = m3losses.gaussian_radius(length, width, 0.3)
+    both = [
+        (length - r) * (width - r) / (2 * length * width - (length - r) * (width - r)),
+        (length - 2 * r) * (width - 2 * r) / (length * width),
+        length * width / ((length + 2 * r) * (width + 2 * r)),
+    ]
+    assert min(both) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_lovasz_is_the_jaccard_loss_at_the_corners():
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    guessed = torch.tensor([0, 1, 1, 1, 0])
+    p = torch.nn.functional.one_hot(guessed, 2).float()
+    expected = 1 - torch.tensor([1 / 3, 2 / 4])
+    torch.testing.assert_close(m3losses.lovasz(p, labels), expected.mean())
+
+
+def test_occupancy_loss_falls_with_being_right_and_leaves_out_the_unknown():
+    target = torch.randint(0, 4, (1, 2, 3, 3), generator=torch.Generator().manual_seed(0))
+    right = 8.0 * torch.nn.functional.one_hot(target, 4).movedim(-1, 1).float()
+    counts = torch.full((4,), 100.0)
+    good, bad = (m3losses.occupancy_loss(x, target, counts) for x in (right, -right))
+    assert float(good) < 0.05 < float(bad)
+    hidden, garbage = target.clone(), right.clone()
+    hidden[0, 0, 0, 0] = IGNORED
+    garbage[0, :, 0, 0, 0] = 99.0
+    torch.testing.assert_close(
+        m3losses.occupancy_loss(garbage, hidden, counts), m3losses.occupancy_loss(right, hidden, counts)
+    )
+
+
+def test_map_figure_takes_the_best_threshold_of_each_class():
+    probs = torch.tensor([[[[0.9, 0.5, 0.4]], [[0.1, 0.2, 0.62]]]])
+    target = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]]])
+    score = MapScore()
+    score.update(probs, target)
+    assert score.compute() == {"miou": 100.0, "iou/0": 100.0, "iou/1": 100.0}
+    score.update(probs, 1 - target)
+    assert score.compute()["iou/1"] == pytest.approx(100 * 1 / 4)
+
+
+def test_occupancy_figures():
+    score = OccupancyScore(3)
+    score.update(torch.tensor([[[[1, 1, 0, 2]]]]), torch.tensor([[[[1, 2, 0, IGNORED]]]]))
+    assert score.compute() == {"miou": pytest.approx(25.0), "sc_iou": pytest.approx(100.0)}
+
+
+def test_perfect_boxes_score_full_marks_and_errors_are_told():
+    truth = (torch.stack([box(x=5.0 * i) for i in range(6)]), torch.tensor([0, 0, 0, 1, 1, 1]))
+    perfect = BoxScore(3)
+    perfect.update(truth[0], torch.rand(6), truth[1], truth)
+    found = perfect.compute()
+    assert found["map"] == pytest.approx(100)
+    assert found["nds"] == pytest.approx(100)
+    off = BoxScore(3)
+    moved = truth[0].clone()
+    moved[:, 0] += 0.75
+    moved[:, 6] += 0.3
+    off.update(moved, torch.rand(6), truth[1], truth)
+    found = off.compute()
+    assert found["map"] == pytest.approx(75)  # wrong at 0.5 m, right at 1, 2 and 4 m
+    assert found["ate_m"] == pytest.approx(0.75, abs=1e-4)
+    assert found["aoe_rad"] == pytest.approx(0.3, abs=1e-4)
+    assert found["nds"] == pytest.approx(100 * (5 * 0.75 + 0.25 + 1 + 0.7 + 1) / 9, abs=0.01)
+    nothing = BoxScore(3)
+    nothing.update(truth[0][:0], torch.zeros(0), truth[1][:0], truth)
+    assert nothing.compute()["nds"] == 0
+
+
+def test_average_precision_of_a_known_curve():
+    assert average_precision(np.array([True, True]), 2) == pytest.approx(1)
+    assert average_precision(np.array([False, False]), 2) == 0
+    half = average_precision(np.array([True]), 2)  # precision 1 up to recall 0.5
+    assert half == pytest.approx(40 / 90)
+    assert average_precision(np.array([True, False, True]), 2) < 1
+
+
+# ---- the world
+
+
+def test_streets_depend_on_their_number_alone_and_agree_with_themselves():
+    a, b = scenes(WORLD, 3, [4, 5]), scenes(WORLD, 3, [5])
+    assert torch.equal(a.camera[1], b.camera[0])
+    assert torch.equal(a.boxes[1], b.boxes[0])
+    assert not torch.equal(scenes(WORLD, 4, [5]).camera, b.camera)
+    for i in range(2):
+        cells = ((a.boxes[i][:, :2] + WORLD.range_m) / (2 * WORLD.range_m) * WORLD.cells).long()
+        kinds = a.occupancy[i, 1, cells[:, 1], cells[:, 0]]
+        agree = kinds == a.classes[i] + 1
+        assert float(agree.float().mean()) > 0.6  # neighbours may share a cell
+        assert set(a.map[i].unique().tolist()) <= {0.0, 1.0}
+    assert int((a.occupancy[:, 0] == DRIVABLE).sum()) > 0
