@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/five_senses/demo
+NAME ?= five_senses_tiny.five_senses
 
-.PHONY: help setup demo test test-slow parity e2e fmt lint types arch bench wheel check clean
+.PHONY: help setup demo test test-slow parity e2e fmt lint types arch bench weights wheel check clean
 
 help:
 	@echo "make demo   install, train the embedded default, evaluate it, draw the picture and the report"
 	@echo "make test   install, run all tests"
 	@echo "make check  everything CI runs: lint, types, arch, test, wheel"
-	@echo "also: setup fmt lint types arch parity e2e test-slow bench wheel clean"
+	@echo "also: setup fmt lint types arch parity e2e test-slow bench weights wheel clean"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +57,10 @@ bench: setup
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/data_loading.py
 	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/pretraining_step.py
+
+weights: setup  # the package's weights from a finished run: make weights RUN=… NAME=arch.tag
+	$(BIN)/python -m mmzoo.cli.ship $(RUN) $(NAME)
 
 wheel: setup
 	rm -rf dist

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmzoo import recipe
 from mmzoo.batch import Batch
-from mmzoo.cli import console, fine_tuning
+from mmzoo.cli import console, fine_tuning, pass_plan
 from mmzoo.learners.meter import gemm_peak, step_cost
 from mmzoo.learners.optim import lr_factor
 from mmzoo.models.multimodal import MultimodalModel
@@ -36,6 +36,7 @@ def run(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json: b
         "parameters": parameters(built.model),
         "data": data_mix(built, batch),
         "step": step(built, batch),
+        "hidden_passes": pass_plan.facts(built, batch),
         "memory": memory(built, batch),
         "schedule": schedule(built),
         "fine_tuning": fine_tuning.facts(built),
@@ -83,7 +84,7 @@ def step(built: Built, batch: Batch) -> dict[str, Any]:
     }
 
 
-def memory(built: Built, batch: Batch) -> dict[str, float]:
+def memory(built: Built, batch: Batch) -> dict[str, int]:
     """Estimate the bytes a process needs: weights, gradients, optimiser, and what one backward pass keeps."""
     trainable = built.model.num_params(trainable_only=True)["total"]
     every = sum(p.numel() * p.element_size() for p in built.model.parameters())
@@ -153,6 +154,8 @@ def _print(plan: dict[str, Any], tuning: dict[str, str]) -> None:
     console.say(console.table(("part", "trainable", "frozen"), rows, right=(1, 2)) + "\n")
     data, cost, size = plan["data"], plan["step"], plan["memory"]
     console.say(_mix_table(data) + "\n")
+    if plan["hidden_passes"]:
+        console.say(pass_plan.table(plan["hidden_passes"]) + "\n")
     losses = ", ".join(f"{k} {v:.3f}" for k, v in cost["first_loss"].items())
     facts = {
         "samples": ", ".join(f"{k} {n:,}" for k, n in data["samples"].items()),

@@ -5,6 +5,7 @@ Axis letters: k rows, c channels, t frames, v joints, p entities, u windows, d w
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -19,6 +20,7 @@ from mmzoo.batch import ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.axis_positions import AxisPositions
 from mmzoo.layers.init import trunc_normal_
+from mmzoo.layers.masking import Maskable
 from mmzoo.modalities.base import ModalityAdapter
 from mmzoo.modalities.motion import SkeletonPreprocess
 from mmzoo.modalities.windows import WindowMode, any_real, num_windows, partition
@@ -170,6 +172,15 @@ class SkeletonAdapter(ModalityAdapter):
         if len(shape) != 5 or (shape[1], shape[3]) != (channels, joints) or shape[4] > preprocess.entities:
             expected = f"(k, {channels}, frames, {joints}, at most {preprocess.entities})"
             raise ShapeError.at(self.name, f"values {shape}", expected, "Use this adapter's Preprocess.")
+
+    def maskable(self, x: ModalityInput, sequence: TokenSequence) -> Maskable:
+        """Make a moment a step, whether or not all of its windows were seen."""
+        joints, window = x.values.shape[3], self.config.window_size
+        grids = tuple(
+            tuple(num_windows(size, w) for size, w in zip((frames, joints, entities), window, strict=True))
+            for _, frames, _, entities in x.sizes.tolist()
+        )
+        return super().maskable(x, dataclasses.replace(sequence, grids=grids))
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:
