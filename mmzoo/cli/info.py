@@ -56,7 +56,8 @@ def lookup(name: str) -> list[Entry]:
     everything = catalog.entries()
     found = [e for e in everything if e.name == name]
     if not found and cards.is_known(name):  # an architecture, or a former name
-        found = [e for e in everything if e.name == cards.find(name).name]
+        card = cards.find(name)
+        found = [e for e in everything if e.name == card.name]
     if not found:
         known = [e.name for e in everything] + [f"{e.kind}/{e.name}" for e in everything if "/" in name]
         raise ConfigError.at(

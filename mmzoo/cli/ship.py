@@ -114,7 +114,14 @@ def _card(arch: str, tag: str, folder: RunFolder, found: Results) -> str:
     }
     recipe = config["recipe"]["name"]
     summary = f"# {arch} as `mmzoo train {recipe}` leaves it; stored in half precision inside the package."
-    return f"{summary}\n{yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=200)}"
+    return f"{summary}\n{_dump(tree)}"
+
+
+def _dump(tree: Mapping[str, Any]) -> str:
+    """Return YAML with one line a metric and one line a line of the log."""
+    facts = {k: v for k, v in tree.items() if k != "training"}
+    head = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=300)
+    return head + yaml.safe_dump({"training": tree["training"]}, sort_keys=False, width=300)
 
 
 def _metrics(recipe: Mapping[str, Any], found: Results) -> list[dict[str, Any]]:

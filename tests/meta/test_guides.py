@@ -98,6 +98,15 @@ def test_the_fine_tuning_guide_writes_an_adapter_that_loads(
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 500_000
 
 
+def test_the_zoo_guide_finds_the_shipped_weights(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MMZOO_HOME", str(tmp_path))
+    monkeypatch.setenv("MMZOO_OFFLINE", "1")
+    guide = run("zoo.md")
+    assert guide.vectors["text"].shape == (1, 128)
+    assert "onepeace_4b.laion2b" in guide.names
+    assert all(finding.outcome.value == "ok" for finding in guide.findings)
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in GUIDES.glob("*.md")))
 def test_commands_of_the_guides_fit_the_options(name: str, monkeypatch: pytest.MonkeyPatch):
     """Every `mmzoo train RECIPE key=value` that is shown composes and checks."""
