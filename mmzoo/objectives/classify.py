@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -120,15 +121,28 @@ class CrossEntropy(Classification):
         return Sum(loss, count)
 
 
-class BinaryCrossEntropy(Classification):
-    """Sigmoid cross-entropy of every label by itself, averaged over labels.
+class OverLabels(str, Enum):
+    """What the losses of a row's labels become."""
 
-    Math: Σ_i 1/L Σ_l -[w_l y_il log σ(x_il) + (1 - y_il) log σ(-x_il)], over the number of rows.
+    MEAN = "mean"
+    """their mean"""
+    SUM = "sum"
+    """their sum (ONE-PEACE's VQA)"""
+
+
+class BinaryCrossEntropy(Classification):
+    """Sigmoid cross-entropy of every label by itself, averaged over rows.
+
+    Math: Σ_i c Σ_l -[w_l y_il log σ(x_il) + (1 - y_il) log σ(-x_il)], over the number of rows; c is 1/L
+    (mean) or 1 (sum).
     """
 
     @dataclass(kw_only=True)
     class Config(schema.Config):
-        """Weights."""
+        """Weights and reduction."""
+
+        over_labels: OverLabels = OverLabels.MEAN
+        """mean or sum over a row's labels; with thousands of rare ones the mean gives tiny gradients"""
 
         pos_weight: list[float] = field(default_factory=list)
         """weight of each label's positives, in index order; empty: all 1"""
@@ -150,7 +164,8 @@ class BinaryCrossEntropy(Classification):
         loss = F.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), reduction="sum", pos_weight=weight
         )
-        return Sum(loss / logits.shape[1], logits.new_tensor(float(len(logits))))
+        share = 1.0 if self.config.over_labels is OverLabels.SUM else 1.0 / logits.shape[1]
+        return Sum(loss * share, logits.new_tensor(float(len(logits))))
 
 
 def _check_weights(name: str, weights: list[float]) -> None:

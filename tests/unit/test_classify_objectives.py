@@ -7,7 +7,7 @@ import torch
 
 from mmzoo.batch import Batch, Prediction, Target
 from mmzoo.errors import ConfigError, ShapeError
-from mmzoo.objectives.classify import BinaryCrossEntropy, CrossEntropy
+from mmzoo.objectives.classify import BinaryCrossEntropy, CrossEntropy, OverLabels
 
 IDS = ("a", "b", "c", "d", "e", "f")
 
@@ -47,18 +47,19 @@ def test_cross_entropy_counts_only_labelled_rows(logits, smoothing, weights):
     assert logits["image"].values.grad[[1, 3]].any(dim=1).all()
 
 
-def test_bce_averages_labels_then_rows(logits):
+@pytest.mark.parametrize(("over", "share"), [(OverLabels.MEAN, 1 / 3), (OverLabels.SUM, 1.0)])
+def test_bce_reduces_labels_then_averages_rows(logits, over, share):
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
     batch = Batch(IDS, targets={"tags": Target(labels, torch.tensor([2, 3]))})
     weights = [1.0, 3.0, 0.5]
-    state = BinaryCrossEntropy.Config(pos_weight=weights).build()(logits, batch, "tags")
+    state = BinaryCrossEntropy.Config(pos_weight=weights, over_labels=over).build()(logits, batch, "tags")
 
     def slow(x, y):
         terms = [
             -w * t * math.log(1 / (1 + math.exp(-v))) - (1 - t) * math.log(1 / (1 + math.exp(v)))
             for v, t, w in zip(x.tolist(), y.tolist(), weights, strict=True)
         ]
-        return sum(terms) / 3
+        return sum(terms) * share
 
     image = slow(logits["image"].values[1], labels[0]) + slow(logits["image"].values[2], labels[1])
     audio = slow(logits["audio"].values[1], labels[0])
