@@ -24,6 +24,7 @@ FIGURES = Path(__file__).parent.parent / "models" / "figures.json"
 GROUP_KINDS = {"recipe": "recipes", "model": "models", "data": "data", "trainer": "trainers"}
 CHECKPOINTS = "checkpoints"
 CONTRAST = ("infonce", "siglip")
+DENSE = ("dense_cross_entropy", "balanced_saliency", "normals_l1", "balanced_edge", "depth_l1")
 FACT = re.compile(r"#\s*(\w+):\s+(.+)")
 BYTES_PER_PARAM = 4
 """Exported weights are float32."""
@@ -189,9 +190,11 @@ def _recipe_facts(path: Path) -> dict[str, Any]:
 
 
 def task_kind(task: Mapping[str, Any]) -> str:
-    """Name what a task is about, by its objective: retrieval or classification."""
+    """Name what a task is about, by its objective: retrieval, dense (every pixel) or classification."""
     objective = task.get("objective") or ""
     kind = objective.get("type", "") if isinstance(objective, dict) else str(objective)
+    if kind in DENSE:
+        return "dense"
     return "retrieval" if kind in CONTRAST else "classification"
 
 

@@ -107,6 +107,13 @@ def test_the_zoo_guide_finds_the_shipped_weights(tmp_path: pathlib.Path, monkeyp
     assert all(finding.outcome.value == "ok" for finding in guide.findings)
 
 
+def test_the_decoder_guide_predicts_every_pixel():
+    guide = run("dense-decoders.md")
+    assert guide.depth.shape == (2, 1, 64, 64)
+    assert guide.gates.shape == (2, 3)
+    assert (guide.gates > 0).sum(1).tolist() == [2, 2]
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in GUIDES.glob("*.md")))
 def test_commands_of_the_guides_fit_the_options(name: str, monkeypatch: pytest.MonkeyPatch):
     """Every `mmzoo train RECIPE key=value` that is shown composes and checks."""
