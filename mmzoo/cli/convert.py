@@ -11,6 +11,7 @@ EXAMPLES = [
     ("mmzoo convert one-peace.pt onepeace/", "a released file to model.safetensors and config.json"),
     ("mmzoo convert runs/mine out.pt --to onepeace", "weights as the reference loads them"),
     ("mmzoo convert run/checkpoints/last.ckpt export/", "a training checkpoint to an export"),
+    ("mmzoo convert runs/mine moe/ --upcycle experts=8,top_k=2", "a dense model to one with experts"),
 ]
 NEXT = "mmzoo verify DST, mmzoo eval DST, mmzoo train RECIPE init_from=DST"
 TARGETS = ("mmzoo", "onepeace")
@@ -23,15 +24,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("target", metavar="DST", help="what to write; must not exist")
     parser.add_argument("--to", choices=TARGETS, default="mmzoo", help="the layout to write (default: mmzoo)")
+    parser.add_argument(
+        "--upcycle",
+        metavar="NAME=VALUE,…",
+        help="replace each feed-forward by copies of itself and a router: experts, top_k, every, router",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say what was written."""
     logs.setup()
+    from mmzoo.models.moe.upcycle import parse_options
     from mmzoo.zoo.convert import Target, convert
 
-    written = convert(args.source, Path(args.target).expanduser(), Target(args.to))
+    experts = None if args.upcycle is None else parse_options(args.upcycle)
+    written = convert(args.source, Path(args.target).expanduser(), Target(args.to), experts)
     if args.json:
         console.dump({"source": args.source, "target": str(written), "to": args.to})
     else:

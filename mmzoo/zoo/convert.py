@@ -21,6 +21,7 @@ from torch import Tensor
 from mmzoo import zoo
 from mmzoo.checkpoints import files
 from mmzoo.errors import CheckpointError
+from mmzoo.models.moe.upcycle import UpcycleConfig, upcycle
 from mmzoo.zoo import foreign
 
 State = Mapping[str, Tensor]
@@ -36,14 +37,30 @@ class Target(str, Enum):
     """one file with ONE-PEACE's names: .safetensors, or .pt with the weights under `model`"""
 
 
-def convert(source: str, target: Path, to: Target) -> Path:
-    """Write `source` in the layout `to`; an existing target is refused, a half-written one never left."""
+def convert(source: str, target: Path, to: Target, experts: UpcycleConfig | None = None) -> Path:
+    """Write `source` in the layout `to`; an existing target is refused, a half-written one never left.
+
+    `experts` makes a dense model routed, see mmzoo.models.moe.upcycle.
+    """
     if target.exists():
         do = "Remove it, or choose another."
         raise CheckpointError.at(str(target), "something is there", "a new path", do)
-    config, state = zoo.read_source(source)
+    config, state = zoo.read_source(source) if experts is None else _with_experts(source, experts)
     target.parent.mkdir(parents=True, exist_ok=True)
     return TARGETS[to](state, config, target)
+
+
+def _with_experts(source: str, experts: UpcycleConfig) -> tuple[dict[str, Any], State]:
+    """Return config and weights of the routed model; the recipe kept beside them becomes routed too."""
+    model, config = zoo.load_with_config(source)
+    made = upcycle(model, experts)
+    options = made.config.to_dict()
+    config = {**config, "model": options, "parameters": made.num_params()}
+    recipe = config.get("recipe")
+    if recipe and "model" in recipe:
+        trunk = {**recipe["model"].get("trunk", {}), "ffn": options["trunk"]["ffn"]}
+        config["recipe"] = {**recipe, "model": {**recipe["model"], "trunk": trunk}}
+    return config, made.state_dict()
 
 
 def write_mmzoo(state: State, config: Mapping[str, Any], target: Path) -> Path:

@@ -107,6 +107,19 @@ def test_the_zoo_guide_finds_the_shipped_weights(tmp_path: pathlib.Path, monkeyp
     assert all(finding.outcome.value == "ok" for finding in guide.findings)
 
 
+def test_the_many_tasks_guide_balances_and_predicts():
+    guide = run("many-tasks.md")
+    assert torch.allclose(guide.combined.shared, torch.tensor([1.0, 1.0]))  # the shorter one is shortest
+    assert guide.out.boxes["boxes"].shape == (2, 8, 9)
+    assert guide.out.occupancy.shape == (2, 17, 3, 12, 12)
+
+
+def test_the_routing_guide_upcycles_and_extracts():
+    guide = run("routing.md")
+    assert guide.same
+    assert 2 <= guide.experts < 16
+
+
 def test_the_decoder_guide_predicts_every_pixel():
     guide = run("dense-decoders.md")
     assert guide.depth.shape == (2, 1, 64, 64)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import pytest
 import torch
 
-from mmzoo import schema
-from mmzoo.batch import Batch, Item, Sample
+from mmzoo import schema, zoo
+from mmzoo.batch import Batch, DataInfo, Item, Sample
+from mmzoo.cli.main import main
 from mmzoo.datamodules.collate import collate
 from mmzoo.errors import ConfigError
 from mmzoo.models.moe.submodel import extract_submodel, measure_use
@@ -80,6 +82,18 @@ def test_options_are_read_and_faults_told():
         upcycle(model({"type": "moe", "num_experts": 2, "hidden_dim": 4}), UpcycleConfig())
     with pytest.raises(ConfigError, match="router"):
         upcycle(model({"type": "modality", "hidden_dim": 4}), parse_options("router=topk"))
+
+
+def test_convert_writes_the_routed_model_and_its_recipe(tmp_path: pathlib.Path):
+    dense = model({"type": "shared", "hidden_dim": 8})
+    recipe = {"name": "mine", "model": dense.config.to_dict()}
+    zoo.export(dense, tmp_path / "dense", zoo.describe(dense, DataInfo(), recipe))
+    words = ["convert", str(tmp_path / "dense"), str(tmp_path / "moe"), "--upcycle", "experts=4,top_k=2"]
+    assert main(words) == 0
+    made, config = zoo.load_with_config(tmp_path / "moe")
+    torch.testing.assert_close(answers(made, "find"), answers(dense, "find"), atol=2e-5, rtol=1e-4)
+    assert config["recipe"]["model"]["trunk"]["ffn"]["num_experts"] == 4
+    assert config["parameters"]["trunk"] == made.num_params()["trunk"] > dense.num_params()["trunk"]
 
 
 @pytest.mark.parametrize("router", ["topk", "task_topk", "task_embedding"])
