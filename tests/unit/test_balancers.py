@@ -182,6 +182,21 @@ def test_famo_makes_all_tasks_fall_by_the_same_share():
     assert float((z[1] - z[0]).exp()) == pytest.approx(4, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", ["gls", "stch", "famo", "db_mtl"])
+def test_a_loss_of_zero_has_no_weight_even_if_rounding_makes_it_negative(kind: str):
+    balancer = make(kind)
+    losses = torch.tensor([-3e-8, 2.0, 8.0])
+    if isinstance(balancer, GradientBalancer):
+        found = balancer(gradients(0) * torch.tensor([[1e-6], [1.0], [1.0]]), losses, now())
+        assert float(found.weights[0]) == 0
+        assert float(found.shared.norm()) < 100
+    else:
+        assert isinstance(balancer, LossBalancer)
+        found = weights(balancer, losses)
+        assert float(found[0]) == 0
+        assert bool(found.isfinite().all())
+
+
 # ---- gradient space
 
 

@@ -12,8 +12,10 @@ from mmzoo import schema
 from mmzoo.errors import ConfigError
 from mmzoo.learners.balance.base import LossBalancer, Moment, kept
 
-TINY = 1e-20
-"""Below it a loss has no logarithm worth having."""
+TINY = 1e-6
+"""A loss below it is solved: it has no logarithm worth having, and no gradient through it."""
+ROUNDING = -1e-4
+"""A loss of zero may come out this far below it."""
 
 
 class Static(LossBalancer):
@@ -186,8 +188,8 @@ class Stch(LossBalancer):
 
 
 def logs(losses: Float[Tensor, " k"], names: tuple[str, ...], now: Moment) -> Float[Tensor, " k"]:
-    """Return the losses' logarithms; a negative loss is an error that names its task."""
-    if bool((losses < 0).any()):
+    """Return the losses' logarithms, those of solved ones held; a negative loss is an error that names it."""
+    if bool((losses < ROUNDING).any()):
         worst = int(losses.argmin())
         found = f"loss {float(losses[worst]):.3g} of {names[now.present[worst]]}"
         do = "Choose a balancer that takes no logarithm, such as uncertainty."

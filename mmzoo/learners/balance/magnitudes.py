@@ -92,7 +92,7 @@ class DbMtl(GradientBalancer):
             self.average = grads.new_zeros(len(self.names), grads.shape[1])
             self.count.zero_()
         logs(losses, self.names, now)
-        inverse = 1.0 / losses.clamp(min=TINY)
+        inverse = torch.where(losses > TINY, 1.0 / losses.clamp(min=TINY), 0.0)  # a solved task stands still
         rows = list(now.present)
         self.count[rows] += 1
         share = self.config.beta / self.count[rows] ** self.config.decay
