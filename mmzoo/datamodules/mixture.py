@@ -16,7 +16,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import DataInfo, Sample
+from mmzoo.batch import IGNORE, DataInfo, DenseKind, Sample
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.loader import SampleSource
 from mmzoo.datamodules.order import Rank
@@ -136,7 +136,19 @@ class Mixture(DataModule):
                     raise ConfigError.at("data.sets", found, f"{subjects[subject]} as in another set", do)
         modalities = dict.fromkeys(m for info in infos.values() for m in info.modalities)
         counts = {split: sum(info.counts.get(split, 0) for info in infos.values()) for split in SPLITS}
-        return DataInfo(self._labels(), subjects, tuple(modalities), counts)
+        return DataInfo(self._labels(), subjects, tuple(modalities), counts, self._dense())
+
+    def _dense(self) -> dict[str, DenseKind]:
+        """Say of each dense label what it is; sets that give one name to two kinds do not mix."""
+        merged: dict[str, DenseKind] = {}
+        for name, info in self.infos().items():
+            for target, kind in info.dense.items():
+                key = self._name(name, target)
+                if merged.setdefault(key, kind) is not kind:
+                    found = f"label {key!r} is {kind.value} in {name}"
+                    do = "Set data.targets=namespaced."
+                    raise ConfigError.at("data.sets", found, f"{merged[key].value} as in another set", do)
+        return merged
 
     def source(self, split: str) -> Mixed:
         """Return the samples of a split of all sets."""
@@ -150,9 +162,8 @@ class Mixture(DataModule):
             target: torch.tensor([merged[names[target]].index(c) for c in classes], dtype=torch.int64)
             for target, classes in labels.items()
         }
-        return Part(
-            name, self.sets[name].source(split), names, index, {t: len(merged[n]) for t, n in names.items()}
-        )
+        sizes = {t: len(merged[n]) for t, n in names.items()}
+        return Part(name, self.sets[name].source(split), names, index, sizes, self.infos()[name].dense)
 
     def _labels(self) -> dict[str, tuple[str, ...]]:
         merged: dict[str, tuple[str, ...]] = {}
@@ -184,6 +195,7 @@ class Part:
     names: Mapping[str, str]
     index: Mapping[str, Int[Tensor, " classes"]]
     sizes: Mapping[str, int]
+    dense: Mapping[str, DenseKind] = field(default_factory=dict)
 
     def get(self, index: int, generator: torch.Generator | None) -> Sample:
         """Load a sample, named and labelled as in the mixture."""
@@ -193,6 +205,11 @@ class Part:
 
     def _renumber(self, target: str, label: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
         index = self.index[target]
+        if target in self.dense:
+            if self.dense[target] is not DenseKind.CLASSES:
+                return label
+            missing = label == IGNORE
+            return index[label.masked_fill(missing, 0)].masked_fill(missing, IGNORE)
         if label.ndim == 0:
             return index[label]
         return label.new_zeros(self.sizes[target]).index_copy_(0, index, label)

@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mmzoo.batch import IGNORE, Sample
+from mmzoo.batch import IGNORE, DenseKind, Sample
 from mmzoo.datamodules import nyud, pascal_context, pascal_parts
 from mmzoo.datamodules.dense import DenseSource, Fit
 from mmzoo.datamodules.dense_make import TO_NYUD, TO_VOC, write_nyud, write_pascal_context
+from mmzoo.datamodules.indoor import Indoor
 from mmzoo.datamodules.inspect import inspect_path
 from mmzoo.datamodules.make import make
+from mmzoo.datamodules.mixture import Mixture, Targets
 from mmzoo.datamodules.nyud import Nyud
 from mmzoo.datamodules.pascal_context import NormalsOf, PascalContext
 from mmzoo.datamodules.world_indoor.classes import CLASS, CLASSES
@@ -243,3 +245,20 @@ def test_both_layouts_are_made_and_recognised(tmp_path):
         make("nyud", str(tmp_path / "few"), 2)
     with pytest.raises(DataError, match="new folder"):
         make("nyud", str(tmp_path / "nyud"), 16)
+
+
+def test_two_sets_mix_under_one_numbering_of_classes(nyud_root, tmp_path):
+    world = Indoor.Config(num_train=4, num_val=1, num_test=2, size=SIZE, cache_dir=str(tmp_path))
+    sets = {"world": world, "rooms": Nyud.Config(root=str(nyud_root))}
+    config = Mixture.Config(sets=sets, targets=Targets.SHARED)
+    data = config.build({"image": ImagePreprocess.Config(size=SIZE).build()}, seed=0)
+    info = data.info()
+    names = info.labels["semseg"]
+    assert names[: len(CLASSES)] == CLASSES
+    assert len(names) == len(set(CLASSES) | set(nyud.NAMES))
+    assert info.dense["semseg"] is DenseKind.CLASSES
+    sample = data.source("test").get(2, None)  # the first of the rooms
+    assert sample.id.startswith("rooms/")
+    found = [names[i] for i in sample.targets["semseg"].flatten().tolist()]
+    assert found == [TO_NYUD[CLASSES[i]] for i in truth("test", 0)["semseg"].flatten()]
+    np.testing.assert_array_equal(sample.targets["depth"][0].numpy(), truth("test", 0)["depth"])

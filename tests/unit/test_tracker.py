@@ -50,6 +50,20 @@ def figures(built: Built, batches: Iterable[Batch]) -> dict[str, float]:
     return tracker.compute(built.model)[0]
 
 
+def test_single_task_baselines_give_delta_m(built: Built):
+    found, baselines = samples(built), {"who/top1": 0.5, "who/loss": 2.0}
+    tracker = Tracker(built.learner.tasks, built.info, baselines)
+    tracker.update(built.model.eval(), collate(found))
+    whole = tracker.compute(built.model)[0]
+    gains = (whole["who/top1"] - 0.5) / 0.5, -(whole["who/loss"] - 2.0) / 2.0
+    assert whole["delta_m"] == pytest.approx(50 * sum(gains))
+    with pytest.raises(ConfigError, match="more than 0"):
+        dataclasses.replace(built.learner.config, baselines={"who/top1": 0.0})
+    wrong = dataclasses.replace(built.learner.config, baselines={"whom/top1": 0.5})
+    with pytest.raises(ConfigError, match="'who'"):
+        wrong.build(built.model, built.config.tasks, built.info)
+
+
 def test_parts_merge_to_the_whole_in_any_order(built: Built):
     found = samples(built)
     whole = figures(built, [collate(found)])
