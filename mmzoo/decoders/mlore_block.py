@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +174,7 @@ class MloreBlock(nn.Module):
         self, inputs: Mapping[str, Tensor], generator: torch.Generator | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return each task's features (k f h w) and gates (k e)."""
-        branches = {task: self._branch(task) for task in inputs}
+        branches = {task: cast("TaskBranch", self.branches[task]) for task in inputs}
         entered = {task: branches[task].enter(x) for task, x in inputs.items()}
         routes = {task: self.route(branches[task], z, generator) for task, z in entered.items()}
         gates = {task: gates for task, (gates, _) in routes.items()}
@@ -182,12 +183,6 @@ class MloreBlock(nn.Module):
         else:
             sums = self._mixed(branches, entered, routes)
         return {task: branches[task].finish(y) for task, y in sums.items()}, gates
-
-    def _branch(self, task: str) -> TaskBranch:
-        branch = self.branches[task]
-        if not isinstance(branch, TaskBranch):
-            raise TypeError(task)
-        return branch
 
     def route(
         self, branch: TaskBranch, z: Float[Tensor, "k f h w"], generator: torch.Generator | None

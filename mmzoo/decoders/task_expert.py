@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -152,16 +153,13 @@ class TaskExpertDecoder(Decoder):
         for i in range(len(self.dims)):
             means: list[Tensor] = []
             for task, own in levels.items():
-                memory[task], gates = self._reader(task, i)(own[i], parts[task][i], memory[task])
+                reader = cast("nn.ModuleList", self.readers[task])[i]
+                memory[task], gates = reader(own[i], parts[task][i], memory[task])
                 means.append(gates.mean((2, 3)))
                 stats[f"route.{i}.{task}"] = means[-1].detach()
             variation = variation + squared_variation(torch.cat(means).mean(0))
         stats["variation"] = variation.detach()
         return Decoded(memory, {"balance": self.config.balance_weight * variation}, stats)
-
-    def _reader(self, task: str, level: int) -> nn.Module:
-        readers = self.readers[task]
-        return readers[level] if isinstance(readers, nn.ModuleList) else readers
 
     def _start(self, task: str, like: Float[Tensor, "k c h w"]) -> Float[Tensor, "k f h w"]:
         start = self.memories[task][None, :, None, None]
