@@ -39,15 +39,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Hub
 
 
 @pytest.fixture(scope="module")
-def run(small_run: pathlib.Path) -> pathlib.Path:
-    return small_run
-
-
-@pytest.fixture(scope="session")
-def small_run(world: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    from conftest import SMALL
-
-    built = recipe.build(recipe.load("five_senses", [*SMALL, f"data.cache_dir={world}"]))
+def run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Return what push needs of a finished run."""
+    built = recipe.build(recipe.load("five_senses", small))
     folder = tmp_path_factory.mktemp("hub") / "run"
     meta = {**built.learner.meta, "recipe": {**built.config.to_dict(), "run_dir": str(folder)}}
     zoo.export(built.model, folder / "export", meta)

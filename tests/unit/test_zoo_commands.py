@@ -13,10 +13,10 @@ import yaml
 from file_server import Script, serve
 from safetensors.torch import load_file, save_file
 
-from mmzoo import zoo
+from mmzoo import recipe, zoo
 from mmzoo.checkpoints import cards
 from mmzoo.checkpoints.cards import Card, Layout
-from mmzoo.cli import catalog, transfers
+from mmzoo.cli import catalog, ship, transfers
 from mmzoo.cli import list as listing
 from mmzoo.cli.main import main
 from mmzoo.errors import CheckpointError, ConfigError
@@ -283,3 +283,56 @@ def test_the_card_written_by_ship_is_the_committed_one():
     assert len(directions) == 20
     assert sum(directions) / 20 == pytest.approx(by_name["align/mean/R@1"], abs=0.01)
     assert tree["training"]["steps"] == 450
+
+
+@pytest.fixture(scope="module")
+def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Return a folder that looks like a finished run of a small model."""
+    built = recipe.build(recipe.load("five_senses", small))
+    run = tmp_path_factory.mktemp("ship") / "run"
+    meta = {**built.learner.meta, "recipe": {**built.config.to_dict(), "run_dir": str(run)}}
+    zoo.export(built.model, run / "export", meta)
+    (run / "config.yaml").write_text("{}")
+    (run / "command.txt").write_text(f"mmzoo train five_senses run_dir={run} seed=3\n")
+    (run / "env.json").write_text(json.dumps({"versions": {"torch": "2.11"}, "cpu": "a cpu"}))
+    lines = [f"2026-01-01 INFO    mmzoo.learners.progress: step {n}/40  loss 1.0" for n in range(1, 41)]
+    (run / "train.log").write_text("\n".join([*lines, lines[-1] + "  validation", "other: step"]))
+    return run
+
+
+def evaluated(run: pathlib.Path, recall: float) -> None:
+    metrics = {f"align/mean/R@{k}": recall for k in (1, 5, 10)}
+    (run / "eval.json").write_text(json.dumps({"test": {"split": "test", "metrics": metrics}}))
+
+
+def test_a_run_is_put_into_the_package_whole_or_not_at_all(
+    finished: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(cards, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr(cards, "FOLDER", tmp_path / "cards")
+    evaluated(finished, 1.0)
+    assert ship.main([str(finished), "five.small"]) == 2
+    assert "in float16; expected 1.0000, as the run measured" in capsys.readouterr().err
+    assert list(cards.SHIPPED.iterdir()) == []
+    assert not cards.FOLDER.exists()
+    evaluated(finished, 0.0)
+    assert ship.main([str(finished), "five"]) == 2
+    assert ship.main([str(finished), "five.small"]) == 0
+    (card,) = cards.cards.__wrapped__().values()
+    folder = cards.SHIPPED / "five.small"
+    assert card.name == "five.small"
+    assert (card.bytes, card.shipped) == ((folder / "model.safetensors").stat().st_size, folder)
+    assert card.training["commands"][0] == "mmzoo train five_senses seed=3"
+    assert card.training["log"][0] == "step 1/40 loss 1.0"
+    assert card.training["log"][-1] == "step 40/40 loss 1.0 validation"
+    assert len(card.metrics) == 24
+    state = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float16}
+    assert str(finished) not in (folder / "config.json").read_text()
+    for source in (folder.as_uri(), f"local-dir:{folder}"):
+        kept, half = zoo.load(source).state_dict(), zoo.load(finished).state_dict()
+        for name, tensor in half.items():
+            assert torch.equal(kept[name], tensor.half().to(tensor.dtype)), name
