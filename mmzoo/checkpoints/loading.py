@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmzoo.errors import CheckpointError
 from mmzoo.layers.positions import GridPositions, RelativeBias2d, resize_grid, resize_relative_table
 
-TABLE_OF_LAYER = re.compile(r"(.+\.biases)\.(\d+)\.table")
+TABLE_OF_LAYER = re.compile(r"((?:.+\.)?biases)\.(\d+)\.table")
 """One relative table a layer; where weights hold a single one, it serves every layer."""
 SHOWN = 12
 """Names listed of each kind before the line is cut short."""

@@ -20,6 +20,10 @@ SHORTEST = 4096
 """Bytes from which on a string stays in the file."""
 
 
+PythonUnpickler: Any = pickle._Unpickler  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+"""The only one whose opcodes can be replaced."""
+
+
 @dataclass(frozen=True)
 class FileBytes:
     """A byte string that was left in a file."""
@@ -35,7 +39,7 @@ class FileBytes:
             return file.read(min(self.length, most))
 
 
-class SkippingUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue] the only one whose opcodes can be replaced
+class SkippingUnpickler(PythonUnpickler):
     """Finds only the names of `SAFE` and its stand-ins; `refused` lists the others."""
 
     def __init__(self, file: io.BufferedReader, path: Path, stand_ins: Mapping[str, Any]) -> None:
@@ -76,7 +80,7 @@ class SkippingUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsag
         self.push_bytes(int.from_bytes(self.read(8), "little"))
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+        **PythonUnpickler.dispatch,
         pickle.BINBYTES[0]: load_binbytes,
         pickle.BINBYTES8[0]: load_binbytes8,
     }
