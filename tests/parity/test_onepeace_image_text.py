@@ -13,16 +13,14 @@ from mmzoo.batch import ModalityInput
 from mmzoo.layers.positions import (
     RelativeBias1d,
     RelativeBias2d,
-    resize_grid,
     resize_relative_table,
     token_buckets,
 )
 from mmzoo.modalities.image import ImageAdapter
 from mmzoo.modalities.image_preprocess import ImagePreprocess
-from mmzoo.modalities.text import TextAdapter, TextPreprocess
-from mmzoo.modalities.tokenizers import Bytes, Gpt2Bpe
+from mmzoo.modalities.tokenizers import Gpt2Bpe
 
-IMAGE, TEXT = "sd.encoder_wrapper.image_adapter.", "sd.encoder_wrapper.text_adapter."
+IMAGE = "sd.encoder_wrapper.image_adapter."
 IMAGE_KEYS = {
     "stem.conv1.weight": "embed_images.0.weight",
     "stem.conv1.bias": "embed_images.0.bias",
@@ -36,12 +34,6 @@ IMAGE_KEYS = {
     "stem.conv3.bias": "embed_images.6.bias",
     "cls_token": "cls_embedding",
     "positions.table": "pos_embed",
-    "biases.0.table": "rel_pos_table_list.0.weight",
-}
-TEXT_KEYS = {
-    "embedding.weight": "embed_tokens.weight",
-    "positions": "embed_positions.weight",
-    "cls_token": "cls_embedding",
     "biases.0.table": "rel_pos_table_list.0.weight",
 }
 
@@ -86,38 +78,6 @@ def test_image_adapter_matches(golden, training):
     grid = sizes["img_size"] // 16
     assert found.grids == ((grid, grid),) * len(images)
     assert bool(found.valid.all())
-
-
-def test_text_adapter_matches_on_every_real_token(golden):
-    tensors, sizes = golden
-    config = TextAdapter.Config(
-        preprocess=TextPreprocess.Config(tokenizer=Bytes.Config(), max_tokens=100),
-        num_buckets=sizes["text_bucket"],
-    )
-    adapter = TextAdapter(config, name="text", dim=sizes["dim"], num_heads=sizes["heads"]).eval()
-    table = adapter.embedding.weight.detach().clone()
-    table[: sizes["vocab"]] = tensors[TEXT + "embed_tokens.weight"]
-    state = {ours: tensors[TEXT + theirs] for ours, theirs in TEXT_KEYS.items()}
-    adapter.load_state_dict({**state, "embedding.weight": table})
-    ids = tensors["in.src_tokens"]
-    lengths = torch.tensor(sizes["text_lens"])
-    found = adapter(ModalityInput(ids, torch.arange(len(ids)), lengths[:, None]))
-    real = ~tensors["adapter.text.padding_mask"].bool()
-    assert torch.equal(found.valid, real)
-    torch.testing.assert_close(found.tokens[real], tensors["adapter.text.x"][real], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.biases[0][0], tensors["adapter.text.bias0"], atol=1e-6, rtol=1e-6)
-
-
-def test_loaded_tables_match(shared):
-    tensors = load_file(shared / "parity" / "onepeace_c.safetensors")
-    old = tensors[IMAGE + "rel_pos_table_list.0.weight"]
-    for found, expected in (
-        (resize_relative_table(old, 7), tensors["load.image_rel_pos_table_7x7"]),
-        (resize_relative_table(tensors["load.geo31_in"], 24), tensors["load.geo31_out_bucket24"]),
-        (resize_relative_table(tensors["load.geo31_in"], 32), tensors["load.geo31_out_bucket32"]),
-        (resize_grid(tensors[IMAGE + "pos_embed"], 7, 7), tensors["load.image_pos_embed_7x7_runtime"]),
-    ):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_buckets", [8, 16, 256, 512])

@@ -150,7 +150,7 @@ def _classifier(shapes: Shapes) -> Any:
     first, last = (shapes.get(f"classify_head.classifier.{i}.weight") for i in (0, 3))
     if first is None or last is None:
         return None
-    dim = shapes["classify_head.norm.weight"][0]
+    dim = shapes["encoder_wrapper.fusion_model.layers.0.self_attn_layer_norm.weight"][0]
     query = shapes.get("classify_head.attn_pooling_func.q")
     make = PairMlpHead.Config if first[1] == 2 * dim else MlpHead.Config
     return make(

@@ -243,17 +243,17 @@ def _heads(golden: Golden) -> Iterator[Row]:
         head = dataclasses.replace(
             found.heads["classify"].head,
             num_classes=spec["num_classes"],
-            pooling=Pooling.ATTENTION if spec["attn_pooling"] else Pooling.CLS,
+            pooling=Pooling.ATTENTION if spec.get("attn_pooling", True) else Pooling.CLS,
             part="image" if spec.get("use_image_features") and "image" in joint else joint[0],
-            ratio=float(spec["head_scale_ratio"]),
-            pooler=spec["use_pooler"],
+            ratio=float(spec.get("head_scale_ratio", 2)),
+            pooler=spec.get("use_pooler", False),
         )
         one = "+".join(joint)
-        passes = [one, one.replace("image", "image2")] if spec["two_images"] else [one]
+        passes = [one, one.replace("image", "image2")] if spec.get("two_images", False) else [one]
         model = MultimodalModel(
             dataclasses.replace(
                 found,
-                views={"image2": "image"} if spec["two_images"] else {},
+                views={"image2": "image"} if spec.get("two_images", False) else {},
                 heads={"classify": HeadSpec(head=head, passes=passes)},
             )
         )
