@@ -251,9 +251,9 @@ class _Gather(torch.autograd.Function):
             kept = flat >= 0
             flat, values = flat[kept], values[kept]
         rows = values.new_zeros(z.shape[0]).index_copy_(0, flat, values)
-        d_z = d_y.index_select(0, token).mul_(rows[:, None])
-        d_weights = torch.bmm(_taken(z, place), d_y[:, :, None])[:, :, 0]
-        return d_z, d_weights, None, None
+        d_y = d_y.index_select(0, token)
+        products = torch.bmm(d_y[:, None, :], z[:, :, None])[:, 0]
+        return d_y.mul_(rows[:, None]), _taken(products, place)[:, :, 0], None, None
 
 
 def spread(x: Float[Tensor, "t d"], order: Order) -> Float[Tensor, "p d"]:
