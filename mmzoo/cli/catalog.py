@@ -24,6 +24,7 @@ FIGURES = Path(__file__).parent.parent / "models" / "figures.json"
 GROUP_KINDS = {"recipe": "recipes", "model": "models", "data": "data", "trainer": "trainers"}
 CHECKPOINTS = "checkpoints"
 CONTRAST = ("infonce", "siglip")
+DENOISING = ("denoising_contrast",)
 DENSE = ("dense_cross_entropy", "balanced_saliency", "normals_l1", "balanced_edge", "depth_l1")
 FACT = re.compile(r"#\s*(\w+):\s+(.+)")
 BYTES_PER_PARAM = 4
@@ -181,7 +182,7 @@ def _recipe_facts(path: Path) -> dict[str, Any]:
     tasks = {k: v for k, v in (merged.get("tasks") or {}).items() if isinstance(v, dict)}
     model, data = merged.get("model") or {}, merged.get("data") or {}
     return {
-        "modalities": sorted(model.get("modalities") or {}),
+        "modalities": sorted(m for m, v in (model.get("modalities") or {}).items() if v is not None),
         "model": _base_name(path, "model"),
         "data": str(data.get("type", "")),
         "tasks": sorted({task_kind(t) for t in tasks.values()}),
@@ -190,9 +191,12 @@ def _recipe_facts(path: Path) -> dict[str, Any]:
 
 
 def task_kind(task: Mapping[str, Any]) -> str:
-    """Name what a task is about, by its objective: retrieval, dense (every pixel) or classification."""
+    """Name what a task is about, by its objective: retrieval, denoising, dense (every pixel) or
+    classification."""
     objective = task.get("objective") or ""
     kind = objective.get("type", "") if isinstance(objective, dict) else str(objective)
+    if kind in DENOISING:
+        return "denoising"
     if kind in DENSE:
         return "dense"
     return "retrieval" if kind in CONTRAST else "classification"
