@@ -56,7 +56,7 @@ def _with_experts(source: str, experts: UpcycleConfig) -> tuple[dict[str, Any], 
     made = upcycle(model, experts)
     options = made.config.to_dict()
     config = {**config, "model": options, "parameters": made.num_params()}
-    recipe = config.get("recipe")
+    recipe: Any = config.get("recipe")
     if recipe and "model" in recipe:
         trunk = {**recipe["model"].get("trunk", {}), "ffn": options["trunk"]["ffn"]}
         config["recipe"] = {**recipe, "model": {**recipe["model"], "trunk": trunk}}
