@@ -231,7 +231,7 @@ def _states(
 
 
 def _gradients(golden: Golden, model: MultimodalModel, stage: Stage) -> Iterator[Row]:
-    """Yield the norm of every parameter's gradient under its name in the reference; zero where it has none."""
+    """Yield the norm of every parameter's gradient under the reference's name; zero where it has none."""
     prefix = f"heads.{TASK}."
     own: dict[str, Tensor] = {}
     decoder: dict[str, Tensor] = {}
