@@ -1,8 +1,8 @@
 """Haxby categories, leave one run out: the recipe's model, trained anew for each run, and ridge regression.
 
-Each of the twelve runs is the test set once; the recipe keeps its options except which runs are held out (the run
-after the tested one selects the epoch). Ridge reads the same voxels, prepared the same way, and chooses its
-penalty on the training runs alone. Needs the data (`mmzoo train haxby` says how to get them).
+Each of the twelve runs is the test set once; the recipe keeps its options except which runs are held out (the
+run after the tested one selects the epoch). Ridge reads the same voxels, prepared the same way, and chooses
+its penalty on the training runs alone. Needs the data (`mmzoo train haxby` says how to get them).
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def main() -> None:
             ours.append(model_accuracy(run, Path(folder), options.overrides))
             ridge.append(ridge_accuracy(run))
             print(f"run {run:2}   mmzoo {ours[-1]:5.1f} %   ridge {ridge[-1]:5.1f} %", flush=True)
-    print(f"mean     mmzoo {statistics.mean(ours):5.1f} %   ridge {statistics.mean(ridge):5.1f} %   (chance 12.5 %)")
+    means = f"mmzoo {statistics.mean(ours):5.1f} %   ridge {statistics.mean(ridge):5.1f} %"
+    print(f"mean     {means}   (chance 12.5 %)")
 
 
 if __name__ == "__main__":

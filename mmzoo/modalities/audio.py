@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mmzoo import schema
 from mmzoo.batch import ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.init import trunc_normal_

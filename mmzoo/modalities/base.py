@@ -53,9 +53,9 @@ class Preprocess(schema.Configurable):
 class ModalityAdapter(nn.Module, schema.Configurable):
     """From the rows of one modality to a TokenSequence of the trunk's width.
 
-    Subclasses nest `Config(ModalityAdapter.Config)` with a field `preprocess: <its Preprocess>.Config`, set `kind` (which raw form
-    they read) and give `fake_input`. They emit padded tokens with a host mask; padding must never change a
-    real token.
+    Subclasses nest `Config(ModalityAdapter.Config)` with a field `preprocess: <its Preprocess>.Config`, set
+    `kind` (which raw form they read) and give `fake_input`. They emit padded tokens with a host mask; padding
+    must never change a real token.
     """
 
     kind: ClassVar[str]

@@ -1,1 +1,1 @@
-"""Comparison with golden tensors of reference implementations; `python -m tests.parity FILE …` runs it on any file."""
+"""Comparison with golden tensors of reference implementations; `python -m tests.parity FILE …` runs it."""

@@ -1,7 +1,7 @@
 """Run golden files of reference implementations through mmzoo: `python -m tests.parity FILE.safetensors …`.
 
-A file's family follows from its name, its model from the json beside it. Prints the worst error of every output;
-leaves with 1 if one is past its tolerance, with 2 if a file cannot be run.
+A file's family follows from its name, its model from the json beside it. Prints the worst error of every
+output; leaves with 1 if one is past its tolerance, with 2 if a file cannot be run.
 """
 
 from __future__ import annotations

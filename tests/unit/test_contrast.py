@@ -51,7 +51,7 @@ def test_infonce_is_cross_entropy_both_ways(generator, chunk, smoothing, scale):
 
 
 def test_smoothing_may_leave_the_right_column_out(generator):
-    """Against fairseq's form: (1 - e - e') NLL + e' sum_j -log p_j, e' = e / (m - 1), pairs of unlike size."""
+    """Against fairseq's form: (1 - e - e') NLL + e' sum_j -log p_j, e' = e / (m - 1), unlike pairs."""
     a, b, c, d = leaves(generator, 6, 6, 3, 3, dtype=torch.float32)
     predictions = {
         name: Prediction(x, torch.arange(len(x)), torch.tensor(5.0))

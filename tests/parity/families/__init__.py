@@ -1,1 +1,1 @@
-"""One module a family of golden files: it builds our model from the reference's weights and yields every output."""
+"""One module a family of golden files: our model with the reference's weights yields every output."""
