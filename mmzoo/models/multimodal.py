@@ -254,9 +254,10 @@ class MultimodalModel(nn.Module, schema.Configurable):
             seen = decoded.maps[task] if task in dense else {p: e.joined for p, e in encoded.of(task).items()}
             own = {p: seen[p] for p in self.passes[task] if p in seen}
             head = self.heads[task]
-            predictions[task] = (
-                head.pair(own) if isinstance(head, PairHead) else {p: head(s, p) for p, s in own.items()}
-            )
+            if isinstance(head, PairHead):
+                predictions[task] = head.pair({p: s for p, s in own.items() if isinstance(s, TokenSequence)})
+            else:
+                predictions[task] = {p: head(s, p) for p, s in own.items()}
         stats = {**encoded.stats, **decoded.stats}
         return ModelOutput(predictions, {**encoded.aux, **decoded.aux}, stats)
 

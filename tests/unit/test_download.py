@@ -314,7 +314,8 @@ def test_what_cannot_be_wanted_is_said(make: Callable[[], Wanted], said: str):
 
 
 CHILD = """
-import pathlib, sys
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have it ignored
 from mmzoo.checkpoints.download import Wanted, download
 receipt = download(Wanted([sys.argv[1]], sha256=sys.argv[2]), pathlib.Path(sys.argv[3]))
 print("cached" if receipt.cached else "fetched")
