@@ -39,6 +39,8 @@ class Ema(EMAWeightAveraging):
     At the end it would overwrite the weights before the last checkpoint is written, here after, so that a
     run that is continued goes on from its own weights. Checkpoints hold the average under `state_dict`, the
     weights under `current_model_state`. Buffers are copied, not averaged: some are whole numbers.
+    It would take the average back before the learner's end of validation, which embeds class names for
+    zero-shot figures; here after.
     """
 
     def __init__(self, config: EmaConfig) -> None:
@@ -56,6 +58,14 @@ class Ema(EMAWeightAveraging):
             self._latest_update_step = trainer.global_step
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the average in the model: its figures are yet to be computed."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the model its weights back."""
+        if self._average_model is not None:
+            self._swap_models(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the weights alone: the last checkpoint is yet to be written."""

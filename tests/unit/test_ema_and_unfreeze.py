@@ -16,9 +16,11 @@ from mmzoo import recipe, zoo
 from mmzoo.errors import ConfigError
 from mmzoo.learners.callbacks import run_callbacks
 from mmzoo.learners.ema import Ema, EmaConfig
+from mmzoo.learners.tracker import Tracker
 from mmzoo.learners.trainer import TrainerConfig
 from mmzoo.learners.unfreeze import UnfreezeConfig, Unfreezing, Unit
 from mmzoo.models.finetune.freeze import learning
+from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.recipe import Built
 from tests.unit.test_finetune_parts import build
 
@@ -94,6 +96,25 @@ def test_the_average_is_what_is_validated_kept_and_exported(tmp_path: pathlib.Pa
     assert any(all(torch.equal(best[n], v[n]) for n in v) for v in steps.validated)
     loaded = zoo.load(tmp_path / "last.ckpt")
     assert all(torch.equal(p, stored(tmp_path / "last.ckpt")[n]) for n, p in loaded.named_parameters())
+
+
+def test_figures_that_need_the_model_are_those_of_the_average(
+    tmp_path: pathlib.Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Class names are embedded at the end of a validation, by the weights that its samples met."""
+    seen: list[dict[str, Tensor]] = []
+    compute = Tracker.compute
+
+    def spied(self: Tracker, model: MultimodalModel) -> Any:
+        seen.append(_copy(model))
+        return compute(self, model)
+
+    monkeypatch.setattr(Tracker, "compute", spied)
+    _, steps = fit(tmp_path, [*small, *SHORT, "trainer.ema.decay=0.75", "trainer.val_every_steps=2"])
+    assert len(seen) == 2
+    assert same(seen[0], steps.validated[0])
+    assert same(seen[1], steps.validated[-1])
+    assert not same(seen[1], steps.weights[-1])
 
 
 def test_before_its_start_the_average_is_a_copy(tmp_path: pathlib.Path, small: list[str]):
