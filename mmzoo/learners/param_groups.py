@@ -21,6 +21,10 @@ class WeightDecayOn(str, Enum):
 
 SPECIAL = ("cls", "token", "position", "pos_embed", "_embedding")
 """In names of parameters that stand for a token or a place (`table`: positions or relative biases)."""
+HOLDERS = ("mask_tokens", "views")
+"""Dicts of such parameters, whose own names are those of modalities."""
+STACKED = ("b_", "norm_")
+"""Before the names of biases and norms of many experts, which stacked look like matrices."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def is_decayed(name: str, parameter: nn.Parameter, decay_on: WeightDecayOn = Wei
     """Say whether weight decay applies to a parameter."""
     words = name.split(".")
     leaf = words[-1]
-    if parameter.ndim <= 1 or leaf.endswith("bias"):
+    if parameter.ndim <= 1 or leaf.endswith("bias") or leaf.startswith(STACKED):
         return False
     if decay_on is WeightDecayOn.ONEPEACE:
         # compat(onepeace): relative tables, mask tokens and the position of audio's CLS decay; so do the
@@ -108,4 +112,6 @@ def is_decayed(name: str, parameter: nn.Parameter, decay_on: WeightDecayOn = Wei
         spared = leaf in ("cls_token", "positions") or words[-2:] == ["positions", "table"]
         forgotten = ("text" in words and leaf == "cls_token") or ("image" in words and "positions" in words)
         return not spared or (words[0] != "adapters" and forgotten)
-    return leaf != "table" and (leaf == "weight" or not any(word in leaf for word in SPECIAL))
+    if leaf == "table" or any(word in HOLDERS for word in words[:-1]):
+        return False
+    return leaf == "weight" or not any(word in leaf for word in SPECIAL)

@@ -14,6 +14,8 @@ from mmzoo.learners.optim import OptimConfig, build_optimizer
 from mmzoo.learners.param_groups import WeightDecayOn, group_parameters, is_decayed, layer_ids
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.models.vit.interop import to_timm
+from mmzoo.trunk.experts import Experts
+from mmzoo.trunk.feed_forward import Activation, MlpConfig
 from tests.unit.test_finetune_parts import TREE, build
 from tests.unit.test_vit_interop import PLAIN
 
@@ -126,6 +128,20 @@ def test_what_decays():
 )
 def test_the_released_list_and_its_missing_comma(name: str, decays: bool):
     assert is_decayed(name, nn.Parameter(torch.zeros(2, 2)), WeightDecayOn.ONEPEACE) is decays
+
+
+@pytest.mark.parametrize("kind", list(WeightDecayOn))
+def test_biases_and_norms_of_experts_never_decay(kind: WeightDecayOn):
+    experts = Experts(MlpConfig(hidden_dim=6, activation=Activation.GELU, sub_norm=True), 4, 3)
+    decayed = {
+        n for n, p in experts.named_parameters() if is_decayed(f"trunk.blocks.0.ffn.experts.{n}", p, kind)
+    }
+    assert decayed == {"w_in", "w_out"}
+
+
+@pytest.mark.parametrize("name", ["heads.denoise.mask_tokens.image", "views.image2"])
+def test_tokens_kept_by_modality_never_decay(name: str):
+    assert not is_decayed(name, nn.Parameter(torch.zeros(1, 1, 4)))
 
 
 def test_the_optimiser_gets_the_groups_and_keeps_the_ratio_under_a_schedule():
