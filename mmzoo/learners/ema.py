@@ -57,7 +57,18 @@ class Ema(EMAWeightAveraging):
             self._average_model.module.load_state_dict(pl_module.state_dict())
             self._latest_update_step = trainer.global_step
             return
+        self._make_room(pl_module)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _make_room(self, pl_module: pl.LightningModule) -> None:
+        """Give the copy the buffers that have changed their size (a balancer's memory of gradients)."""
+        if self._average_model is None:
+            return
+        for mine, theirs in zip(self._average_model.module.modules(), pl_module.modules(), strict=True):
+            own = dict(mine.named_buffers(recurse=False))
+            for name, buffer in theirs.named_buffers(recurse=False):
+                if name not in own or own[name].shape != buffer.shape:
+                    setattr(mine, name, buffer.detach().clone())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the average in the model: its figures are yet to be computed."""

@@ -117,6 +117,16 @@ def test_figures_that_need_the_model_are_those_of_the_average(
     assert not same(seen[1], steps.weights[-1])
 
 
+def test_a_balancer_that_remembers_gradients_can_be_averaged(tmp_path: pathlib.Path, small: list[str]):
+    options = ["learner.balance.type=db_mtl", "trainer.ema.decay=0.75", "trainer.max_steps=2"]
+    built, steps = fit(tmp_path, [*small, *SHORT, *options, "trainer.val_every_steps=2"])
+    first, second = steps.weights
+    for name, p in built.model.named_parameters():
+        torch.testing.assert_close(p.detach(), 0.75 * first[name] + 0.25 * second[name])
+    memory = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["balancer.average"]
+    assert memory.shape[1] > 0
+
+
 def test_before_its_start_the_average_is_a_copy(tmp_path: pathlib.Path, small: list[str]):
     options = ["trainer.ema.decay=0.5", "trainer.ema.start_step=2", "trainer.val_every_steps=2"]
     built, steps = fit(tmp_path, [*small, *SHORT, *options])
