@@ -130,7 +130,8 @@ def expected_load(routing: Routing, compat: Compat = Compat.NONE) -> Float[Tenso
     """Return sum_t P(expert among the chosen if its own noise were drawn again).
 
     Math: Phi((clean_e - threshold) / std), the threshold being the largest noisy logit that would still
-    suffice: the (k+1)-th where e is chosen, the k-th where it is not.
+    suffice: the (k+1)-th where e is chosen, the k-th where it is not. Where a router forbids experts, what is
+    certain (a gap without end) is counted as such and has no gradient.
     # compat(m3vit): thresholds are taken from the softmax, while clean and noisy values are logits.
     """
     top_k = routing.experts_tk.shape[1]
@@ -140,8 +141,11 @@ def expected_load(routing: Routing, compat: Compat = Compat.NONE) -> Float[Tenso
     top = ranked.topk(top_k + 1, dim=1).values
     chosen = routing.logits_te > top[:, top_k:]
     threshold = torch.where(chosen, top[:, top_k:], top[:, top_k - 1 : top_k])
-    z = (routing.clean_te - threshold) / routing.noise_std_te
-    return (0.5 * (1 + torch.erf(z / math.sqrt(2)))).sum(0)
+    gap = routing.clean_te - threshold
+    certain = gap.isinf()
+    z = gap.masked_fill(certain, 0.0) / routing.noise_std_te
+    share = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return torch.where(certain, (gap > 0).to(share.dtype), share).sum(0)
 
 
 def joint_probs(

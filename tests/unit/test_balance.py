@@ -105,6 +105,27 @@ def test_expected_load_is_the_share_of_redraws(generator):
     assert bool(grad.any())
 
 
+@pytest.mark.parametrize("allowed", [2, 3])
+def test_forbidden_experts_are_certain_not_to_be_chosen(allowed: int, generator):
+    """Rows 0, 1, … may use the first `allowed` experts alone: exactly top_k of them, or one more."""
+    std = (0.1 + torch.rand(T, E, generator=generator)).requires_grad_()
+    clean = torch.randn(T, E, generator=generator).requires_grad_()
+    masked = clean.masked_fill(torch.arange(E) >= allowed, -torch.inf)
+    r = route(masked, TopKConfig(top_k=K), std, torch.randn(T, E, generator=generator))
+    load = expected_load(r)
+    assert load[allowed:].tolist() == [0.0] * (E - allowed)
+    if allowed == K:
+        assert load[:K].tolist() == [float(T)] * K
+    else:
+        few = route(clean[:, :allowed], TopKConfig(top_k=K), std[:, :allowed], None)
+        logits = r.logits_te[:, :allowed]
+        alone = dataclasses.replace(few, experts_tk=r.experts_tk, logits_te=logits)
+        torch.testing.assert_close(load[:allowed], expected_load(alone))
+    for grad in torch.autograd.grad(cv2(r), (clean, std), allow_unused=True):
+        assert grad is not None
+        assert bool(grad.isfinite().all())
+
+
 def test_m3vits_released_load_differs_and_stays_under_compat(generator):
     r = routing(generator, noisy=True)
     assert not torch.allclose(cv2(r), cv2(r, Compat.M3VIT))
