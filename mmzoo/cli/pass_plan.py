@@ -24,7 +24,7 @@ def facts(built: Built, batch: Batch) -> list[dict[str, Any]]:
     if not heads:
         return []
     needed = {m for h in heads.values() for p in (*h.passes, *h.teachers()) for m in p.split(JOINT)}
-    with torch.no_grad():
+    with torch.enable_grad():  # tokens that learn say so
         embedded = {m: model.embedded(m, batch.inputs[m]) for m in batch.inputs if m in needed}
         adapters = {m: model.adapter(m) for m in embedded}
         generator = mask_generator(batch, None, training=False)
@@ -32,8 +32,9 @@ def facts(built: Built, batch: Batch) -> list[dict[str, Any]]:
     others = {p for t in built.learner.trained if t not in heads for p in model.passes[t]}
     found: list[dict[str, Any]] = []
     for task, head in heads.items():
+        groups = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in head.teachers()}
         with torch.enable_grad():
-            still = still_passes(list(head.teachers()), others, model.adapters, model.trunk)
+            still = still_passes(groups, others, model.adapters, model.trunk)
         for name, parts in students.hidden[task].items():
             teacher = head.teacher_of(name) if isinstance(head, DenoisingHead) else name
             entry = {"task": task, "pass": name, "teacher": teacher, "teacher_learns": teacher not in still}

@@ -93,25 +93,30 @@ def compare(
 
 
 def still_passes(
-    names: Iterable[str],
+    groups: Mapping[str, Sequence[TokenSequence]],
     wanted: Iterable[str],
     adapters: nn.ModuleDict,
     trunk: nn.Module,
 ) -> list[str]:
-    """Return the passes of `names` that need no gradient: not among the `wanted`, or nothing in them learns.
+    """Return the passes of `groups` that need no gradient: not among the `wanted`, or nothing in them learns.
 
     Why: one buffer with and without gradient would compute the gradient of all of it.
     """
     if not torch.is_grad_enabled():
         return []
     keep = set(wanted)
-    return [name for name in names if name not in keep or not _learns(name, adapters, trunk)]
+    return [name for name, own in groups.items() if name not in keep or not _learns(own, adapters, trunk)]
 
 
-def _learns(name: str, adapters: nn.ModuleDict, trunk: nn.Module) -> bool:
-    """Say whether a pass meets a parameter that learns; it never meets what other modalities own."""
-    own = name.rpartition(":")[2].split(JOINT)
-    others = set(adapters) - set(own)
+def _learns(group: Sequence[TokenSequence], adapters: nn.ModuleDict, trunk: nn.Module) -> bool:
+    """Say whether a pass meets a parameter that learns; it never meets what other modalities own.
+
+    A view goes by the modality whose parts it shares; its own embedding shows in its tokens.
+    """
+    own = {s.modality for s in group}
+    others = set(adapters) - own
+    if any(s.tokens.requires_grad for s in group):
+        return True
     if any(p.requires_grad for m in own if m in adapters for p in adapters[m].parameters()):
         return True
     return any(p.requires_grad and not others & set(n.split(".")) for n, p in trunk.named_parameters())

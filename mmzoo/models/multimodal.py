@@ -324,7 +324,7 @@ class MultimodalModel(nn.Module, schema.Configurable):
             students = draw_students(masked, adapters, embedded, batch, generator)
         groups |= {key: list(group) for key, group in students.groups.items()}
         whole = {p for task, own in tasks.items() if task not in masked for p in own}
-        still = still_passes(list(groups), whole | set(students.groups), self.adapters, self.trunk)
+        still = still_passes(groups, whole | set(students.groups), self.adapters, self.trunk)
         reads = {task: [*own, *students.keys(task)] for task, own in tasks.items()}
         encoded = self._run({p: g for p, g in groups.items() if p not in still}, ctx, reads)
         with torch.no_grad():

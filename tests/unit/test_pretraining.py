@@ -142,6 +142,23 @@ def test_teachers_and_still_passes_change_no_gradient():
     assert split.keys() == {n for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("frozen", [["trunk"], ["trunk", "modalities.image"]])
+def test_a_view_teaches_the_modality_it_shares_and_its_own_embedding(frozen: list[str]):
+    tree = {
+        "modalities": {"image": OPTIONS["modalities"]["image"]},
+        "views": {"image2": "image"},
+        "trunk": {"dim": 16, "depth": 1, "num_heads": 2},
+        "heads": {"c": {"head": {"type": "linear", "num_classes": 3}, "passes": ["image2"]}},
+        "freeze": frozen,
+    }
+    model = MultimodalModel(schema.parse(MultimodalModel.Config, tree)).train()
+    picture = model.adapter("image").fake_input(
+        model.config.modalities["image"], 2, torch.Generator().manual_seed(0)
+    )
+    model(Batch(("a", "b"), {"image2": picture})).predictions["c"]["image2"].values.square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_every_parameter_learns():
     model = build().train()
     loss(model, batch(model)).backward()
