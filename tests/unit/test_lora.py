@@ -20,6 +20,8 @@ from mmzoo.layers.low_rank import LoraLinear
 from mmzoo.models.finetune import lora
 from mmzoo.models.finetune.lora import LoraConfig
 from mmzoo.models.multimodal import MultimodalModel
+from tests.unit.test_dense_model import batch_of
+from tests.unit.test_dense_model import build as dense
 from tests.unit.test_finetune_parts import build
 
 TOLERANCE = {"atol": 2e-6, "rtol": 1e-5}
@@ -217,6 +219,39 @@ def test_adapter_files_have_pefts_names_and_load_onto_the_base(
         lora.load_adapter(build(trunk={"dim": 8, "depth": 3, "num_heads": 2}), tmp_path)
     with pytest.raises(CheckpointError, match="adapter_config"):
         lora.load_adapter(build(), tmp_path / "none")
+
+
+def test_adapter_files_hold_the_statistics_of_the_norms_that_learned(
+    tmp_path: pathlib.Path, generator: torch.Generator
+):
+    model = away(dense(lora={"rank": 2})).train()
+    given = batch_of(*torch.randn(2, 3, 32, 48, generator=generator))
+    for _ in range(3):
+        model(given)
+    lora.write_adapter(model.eval(), model.config.lora, tmp_path)
+    again = dense()
+    lora.load_adapter(again, tmp_path)
+    with torch.no_grad():
+        found, expected = (m.eval()(given).predictions["depth"]["image"].values for m in (again, model))
+    assert torch.equal(found, expected)
+
+
+def test_what_peft_says_of_scale_and_dropout_is_heard(tmp_path: pathlib.Path):
+    model = away(build(lora={"rank": 4, "alpha": 6.0, "dropout_prob": 0.1}))
+    lora.write_adapter(model, model.config.lora, tmp_path)
+    assert lora.load_adapter(build(), tmp_path).dropout_prob == 0.1
+    path = tmp_path / "adapter_config.json"
+    options = json.loads(path.read_text())
+    path.write_text(json.dumps({**options, "use_rslora": True}))
+    base = build()
+    assert lora.load_adapter(base, tmp_path).scale == 6.0 / 2.0
+    assert {layer.scale for layer in lora.lora_layers(base).values()} == {3.0}
+    path.write_text(json.dumps({**options, "target_modules": "all-linear"}))
+    with pytest.raises(ConfigError, match="target_modules: 'all-linear'; expected a list of names"):
+        lora.load_adapter(build(), tmp_path)
+    path.write_text(json.dumps({k: v for k, v in options.items() if k != "r"}))
+    with pytest.raises(CheckpointError, match="no option 'r'; expected PEFT's options of LoRA"):
+        lora.load_adapter(build(), tmp_path)
 
 
 def test_a_checkpoint_with_factors_starts_a_plain_model(tmp_path: pathlib.Path, generator: torch.Generator):

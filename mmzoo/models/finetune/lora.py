@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,12 +135,16 @@ def merged_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]
 
 
 def write_adapter(model: nn.Module, config: LoraConfig, folder: str | Path, base: str = "") -> Path:
-    """Write the factors, and what else learned, in PEFT's names: two small files beside a base model."""
+    """Write the factors, and what else learned, in PEFT's names: two small files beside a base model.
+
+    Where a layer learned, its buffers (a batch norm's statistics) are part of what it learned.
+    """
     folder = Path(folder)
-    learned = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    others = dict.fromkeys(_owner(n) for n in learned if not is_factor(n))
+    learned = {n: p.requires_grad for n, p in model.named_parameters()}
+    others = dict.fromkeys(_owner(n) for n, learns in learned.items() if learns and not is_factor(n))
+    own = {n: t for n, t in model.state_dict().items() if learned.get(n, _owner(n) in others)}
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {PEFT_PREFIX + n: t for n, t in learned.items()}
+    tensors = {PEFT_PREFIX + n: t.detach().cpu().contiguous() for n, t in own.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     options = {
         "peft_type": "LORA",
@@ -167,14 +172,16 @@ def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
     try:
         options: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / ADAPTER_WEIGHTS)
+        config = _options_of(options)
+    except KeyError as error:
+        found, expected = f"no option {error}", "PEFT's options of LoRA"
+        raise CheckpointError.at(str(folder / ADAPTER_CONFIG), found, expected, "Mend the file.") from error
     except (OSError, ValueError) as error:
         expected = f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
         raise CheckpointError.at(str(folder), str(error), expected, "Give an adapter's folder.") from error
-    targets: list[str] = options["target_modules"]
-    config = LoraConfig(rank=options["r"], alpha=options["lora_alpha"], targets=list(targets))
     add_lora(model, config)
     state = {k.removeprefix(PEFT_PREFIX): t for k, t in tensors.items()}
-    known = dict(model.named_parameters())
+    known = model.state_dict()
     wrong = [n for n, t in state.items() if n not in known or known[n].shape != t.shape]
     missing = [n for n in known if is_factor(n) and n not in state]
     if wrong or missing:
@@ -183,6 +190,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> LoraConfig:
         raise CheckpointError.at(str(folder), found, "an adapter of this model", "Build its base model.")
     model.load_state_dict(state, strict=False)
     return config
+
+
+def _options_of(options: Mapping[str, Any]) -> LoraConfig:
+    """Read PEFT's options; the rank-stabilised scale alpha / sqrt(rank) becomes an alpha that gives it."""
+    rank, alpha, targets = int(options["r"]), float(options["lora_alpha"]), options["target_modules"]
+    if not isinstance(targets, list):
+        raise ConfigError.at("target_modules", repr(targets), "a list of names", "Write the names out.")
+    return LoraConfig(
+        rank=rank,
+        alpha=alpha * math.sqrt(rank) if options.get("use_rslora") else alpha,
+        dropout_prob=float(options.get("lora_dropout", 0.0)),
+        targets=[str(t) for t in targets],
+    )
 
 
 def _owner(name: str) -> str:
