@@ -21,7 +21,7 @@ from mmzoo.datamodules.files import require
 from mmzoo.datamodules.motions import ArrayKeys, Clip
 from mmzoo.datamodules.records import choose, natural_key
 from mmzoo.datamodules.split import SPLITS, SplitConfig, divide
-from mmzoo.datamodules.windows import divide_windows
+from mmzoo.datamodules.windows import Within, divide_windows
 from mmzoo.errors import ConfigError, DataError, close_matches
 from mmzoo.modalities.base import Preprocess
 
@@ -86,6 +86,8 @@ class Skeletons(DataModule):
         """shares for test and validation, where the files name none"""
         split_gap: int = 0
         """windows left unused beside a held-out stretch of a recording: its overlap with the next windows"""
+        within: Within = Within.STRETCH
+        """what is held out of a class with one recording: stretch, or windows one by one (they overlap)"""
         sampling: Sampling = Sampling.NATURAL
         """natural or balanced"""
         target: str = "label"
@@ -183,7 +185,7 @@ class Skeletons(DataModule):
         config = self.config
         labels, trials = [c.label for c in clips], [c.trial for c in clips]
         if any(trials):
-            found = divide_windows(labels, trials, config.split, config.split_gap)
+            found = divide_windows(labels, trials, config.split, config.split_gap, config.within)
         else:
             found = divide(labels, None, config.split)
         return {s: [clips[i] for i in found[s]] for s in SPLITS}

@@ -7,6 +7,7 @@ neighbours in training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 import numpy as np
 
@@ -15,8 +16,19 @@ from mmzoo.datamodules.split import SplitConfig
 from mmzoo.errors import ConfigError, DataError, close_matches
 
 
+class Within(str, Enum):
+    """What is held out of an action that has one recording: a stretch of it, or windows drawn one by one."""
+
+    STRETCH = "stretch"
+    WINDOWS = "windows"
+
+
 def divide_windows(
-    labels: Sequence[str], trials: Sequence[str], config: SplitConfig, gap: int
+    labels: Sequence[str],
+    trials: Sequence[str],
+    config: SplitConfig,
+    gap: int,
+    within: Within = Within.STRETCH,
 ) -> dict[str, list[int]]:
     """Return the window numbers of train, val and test; windows of a trial come in order of time.
 
@@ -24,7 +36,9 @@ def divide_windows(
     fits the share, then the next (of equals the one that `config.seed` draws), the smallest where none fits;
     one always stays in training. A class with one trial left gives a stretch at one end of it (which end,
     the seed draws), and `gap` windows beside the stretch are used by nobody. Why: frames are never shared,
-    but stretches of one recording remain more alike than two recordings would be.
+    but stretches of one recording remain more alike than two recordings would be. With `within` windows,
+    those of a class's only recording are drawn one by one instead: they share frames with their neighbours
+    in training, so that accuracy on them flatters.
     """
     for name in (*config.test_groups, *config.val_groups):
         if name not in trials:
@@ -34,7 +48,13 @@ def divide_windows(
     rng = np.random.default_rng(config.seed)
     found: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for label in sorted(set(labels), key=natural_key):
-        windows = _Windows([i for i, name in enumerate(labels) if name == label], trials, rng)
+        own = [i for i, name in enumerate(labels) if name == label]
+        alone = within is Within.WINDOWS and len({trials[i] for i in own}) == 1
+        groups = list(trials)
+        if alone:  # each window counts as a recording
+            for place, i in enumerate(own):
+                groups[i] = f"{trials[i]}w{place:03d}"
+        windows = _Windows(own, groups, rng)
         found["test"] += windows.hold_out(config.test_share, config.test_groups, gap)
         found["val"] += windows.hold_out(config.val_share, config.val_groups, gap)
         if not windows.rest:

@@ -20,7 +20,7 @@ from mmzoo.datamodules.loader import LoaderConfig, ResumableLoader
 from mmzoo.datamodules.motions import ArrayKeys
 from mmzoo.datamodules.skeletons import Format, Sampling, Skeletons
 from mmzoo.datamodules.split import SplitConfig
-from mmzoo.datamodules.windows import divide_windows
+from mmzoo.datamodules.windows import Within, divide_windows
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.base import Preprocess
 
@@ -348,3 +348,18 @@ def test_ntu_folder(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     with pytest.raises(DataError, match=r"sub: no \.skeleton file; expected files SsssCcccPpppRrrrAaaa"):
         data(config, root=str(tmp_path / "sub"), format=Format.NTU).info()
+
+
+def test_windows_of_an_only_recording_may_be_drawn_one_by_one() -> None:
+    labels = ["a"] * 20 + ["b"] * 12
+    trials = ["t"] * 20 + ["u"] * 6 + ["v"] * 6
+    config = SplitConfig(test_share=0.25, val_share=0.0)
+    found = divide_windows(labels, trials, config, 3, Within.WINDOWS)
+    held = [i for i in found["test"] if i < 20]
+    assert len(held) == 5
+    assert held != list(range(held[0], held[0] + 5))  # no stretch
+    assert sorted(found["train"] + found["test"]) == list(range(32))  # no gap either
+    whole = [{trials[i] for i in part if i >= 20} for part in (found["train"], found["test"])]
+    assert not whole[0] & whole[1]  # an action with two recordings still gives a whole one
+    stretch = divide_windows(labels, trials, config, 3)
+    assert [i for i in stretch["test"] if i >= 20] == [i for i in found["test"] if i >= 20]
