@@ -13,11 +13,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmzoo import recipe, registry
+from mmzoo import recipe, registry, schema
 from mmzoo.errors import ConfigError
+from mmzoo.learners.balance.balancing import Balancing, Place
 from mmzoo.learners.callbacks import run_callbacks
 from mmzoo.learners.keeper import Interrupted
+from mmzoo.learners.multitask import MultitaskLearner
+from mmzoo.learners.tasks import Task, TaskConfig
 from mmzoo.recipe import Built
+from mmzoo.state import LossState, Sum
 from mmzoo.trunk.base import MixerContext
 from tests.unit.test_learner import Press, Recorder, close, fit
 
@@ -101,6 +105,21 @@ def test_accumulation_and_checkpointing_change_no_number(three: list[str]):
     _, recomputed = fit([*still, "trainer.checkpointing=block"])
     for x, y in zip(recomputed.grads, single.grads, strict=True):
         close(x, y, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rlw", "pcgrad"])
+def test_a_rank_without_any_part_can_run_its_backward_pass(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """Other ranks have samples of both passes, this one of neither."""
+    everywhere = "mmzoo.learners.balance.balancing.present"
+    monkeypatch.setattr(everywhere, lambda losses: tuple(range(len(losses))))
+    options = schema.parse(MultitaskLearner.Config, {"balance": kind, "balance_over": "parts"})
+    task = Task("where", schema.parse(TaskConfig, {"objective": "cross_entropy", "target": "setting"}))
+    balancing = Balancing(options, {"where": task}, {"where": ("image", "fmri")})
+    model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(2, 1)})
+    state = LossState(Sum(model["trunk"](torch.zeros(2)).sum() * 0.0, torch.zeros(())))
+    total, _ = balancing.total({"where": state}, [], lambda part: part.mean(), model, Place(0, 0, 0))
+    total.backward()
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 def test_parts_are_balanced_where_asked(three: list[str]):

@@ -120,10 +120,13 @@ class Balancing:
         return total, now
 
     def _split(self, states: Mapping[str, LossState]) -> dict[str, Sum]:
-        """Return the losses that are balanced, by name; a part that is not there counts nothing."""
+        """Return the losses that are balanced, by name; a part that is not there counts nothing.
+
+        It stays tied to the task's total: a rank without any part must run its backward pass all the same.
+        """
         found: dict[str, Sum] = {}
         for name, state in states.items():
-            nothing = Sum(state.total.sum.detach() * 0.0, torch.zeros_like(state.total.count))
+            nothing = Sum(state.total.sum * 0.0, torch.zeros_like(state.total.count))
             parts = {f"{name}/{part}": loss for part, loss in state.parts.items()}
             whole = {name: state.total} if name in self.weights else parts
             mine = [known for known in self.weights if known == name or known.startswith(f"{name}/")]
