@@ -12,7 +12,7 @@ def delta_m(figures: Mapping[str, float], baselines: Mapping[str, float]) -> flo
     """Return the mean relative gain over single-task models (per cent).
 
     Math: 100 / T Σ_t s_t (M_t - S_t) / S_t over the T figures of `baselines`, named `task/figure`; M is in
-    `figures`, S in `baselines`; s = -1 where less is better (an error, a rank), else 1.
+    `figures`, S in `baselines`; s = -1 where less is better (an error, a rank, a loss), else 1.
     Ref: Maninis et al. (CVPR 2019). It means something only beside the statement of which S was taken.
     """
     gains: list[float] = []
@@ -22,6 +22,8 @@ def delta_m(figures: Mapping[str, float], baselines: Mapping[str, float]) -> flo
             raise ConfigError.at("baselines", f"no figure {name!r}", "figures of the run's metrics", do)
         if not single > 0:
             raise ConfigError.at(f"baselines.{name}", f"{single:g}", "more than 0", "Mend the number.")
-        sign = -1.0 if name.rsplit("/", 1)[-1] in LOWER_IS_BETTER else 1.0
+        words = name.split("/")
+        less = words[-1] in LOWER_IS_BETTER or words[1:2] == ["loss"]
+        sign = -1.0 if less else 1.0
         gains.append(sign * (figures[name] - single) / single)
     return 100 * sum(gains) / len(gains) if gains else 0.0

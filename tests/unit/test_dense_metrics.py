@@ -148,6 +148,7 @@ def test_delta_m_counts_errors_the_other_way():
     found = {"seg/mIoU": 0.44, "depth/rmse_m": 0.6, "normals/mErr_deg": 18.0, "seg/loss": 1.0}
     single = {"seg/mIoU": 0.40, "depth/rmse_m": 0.5, "normals/mErr_deg": 20.0}
     assert delta_m(found, single) == pytest.approx(100 * (0.1 - 0.2 + 0.1) / 3)
+    assert delta_m({"align/loss/image~text": 3.0}, {"align/loss/image~text": 2.0}) == pytest.approx(-50)
     with pytest.raises(ConfigError, match="seg/mIoU"):
         delta_m(found, {"seg/mIou": 0.4})
     with pytest.raises(ConfigError, match="more than 0"):
