@@ -62,6 +62,7 @@ class DenoisingContrast(Objective):
                 raise ConfigError("\n".join(faults))
 
     reads: ClassVar[PredictionKind] = PredictionKind.TOKENS
+    depends_on_batch: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         """Keep the options."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmzoo import recipe, schema
-from mmzoo.batch import Batch, DataInfo, ModalityInput
+from mmzoo.batch import Batch, DataInfo, ModalityInput, TokenPrediction
 from mmzoo.errors import ConfigError
 from mmzoo.layers.contrast import Keys
 from mmzoo.layers.contrast_loss import PairLayout, infonce_sums
@@ -140,6 +140,18 @@ def test_teachers_and_still_passes_change_no_gradient():
         if p.grad is not None:
             torch.testing.assert_close(split[name], p.grad, rtol=1e-4, atol=1e-6)
     assert split.keys() == {n for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_the_keys_of_other_samples_are_part_of_a_samples_loss(generator: torch.Generator):
+    queries, keys = torch.randn(2, 4, generator=generator), torch.randn(6, 4, generator=generator)
+    index = torch.tensor([0, 1])
+    whole = TokenPrediction(queries, index, keys=keys, own=torch.tensor([0, 4]))
+    one = TokenPrediction(queries[:1], index[:1], keys=keys[:3], own=torch.tensor([0]))
+    two = TokenPrediction(queries[1:], index[1:], keys=keys[3:], own=torch.tensor([1]))
+    none = Batch(("a", "b"), {})
+    apart = DENOISE({"image": one}, none, "").merge(DENOISE({"image": two}, none, ""))
+    assert DENOISE.depends_on_batch
+    assert float(apart.mean()) < float(DENOISE({"image": whole}, none, "").mean())
 
 
 @pytest.mark.parametrize("frozen", [["trunk"], ["trunk", "modalities.image"]])
