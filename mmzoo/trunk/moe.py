@@ -103,7 +103,7 @@ class MoeFeedForward(FeedForward):
     def forward(
         self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext
     ) -> tuple[Float[Tensor, "t d"], Aux]:
-        """Route, transform, weight; return the weighted balance losses in training."""
+        """Route, transform, weight; return the tokens and the weighted balance losses."""
         routing = self.router(x, seq=seq, ctx=ctx)
         ctx.stats[f"{ctx.layer}/{SUFFIX}"] = RoutingRecord(routing.experts_tk, routing.probs_te.detach(), seq)
         y = self._experts(x, routing)  # pyright: ignore[reportCallIssue] disable() is untyped
