@@ -128,9 +128,14 @@ class _Walker:
     def _step(self) -> None:
         key = self._next()
         fields = {f.name: f for f in dataclasses.fields(self.cls)}
-        if key == "type" and self.cls.owner is not None:
+        if key == "type" and (self.cls.owner is not None or self.cls is Config):
             self.cls = None
             return
+        if self.cls is Config:
+            above = ".".join(self.done[:-1])
+            raise ConfigError(
+                _line(".".join(self.done), f"nothing is chosen at {above}", f"{above}.type first", "Do so.")
+            )
         if key not in fields:
             raise self._unknown(key, fields, f"an option of {self.cls.__qualname__}")
         hint, spec, node = typing.get_type_hints(self.cls)[key], fields[key], self._child(key)

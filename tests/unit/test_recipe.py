@@ -214,3 +214,10 @@ def test_only_keeps_the_tasks_it_names(small: list[str]):
         ConfigError, match=r"only: no task 'whom'; expected tasks of the recipe\. Did you mean 'who'"
     ):
         recipe.load("five_senses", [*small, second, "only=[whom]"])
+
+
+def test_a_part_that_is_not_there_can_be_chosen_by_its_type_and_nothing_else():
+    chosen = recipe.load("five_senses", ["model.decoder.type=mlore"])
+    assert type(chosen.model.decoder).owner is registry.find("decoders", "mlore")
+    with pytest.raises(ConfigError, match=r"^model\.decoder\.width: nothing is chosen at model\.decoder; "):
+        recipe.load("five_senses", ["model.decoder.width=16"])
