@@ -81,6 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (head, less) has left
         return 0
+    except (
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
+        return _unusable(error) if error.filename is not None else _crashed(error)
     except Exception as error:
         return _crashed(error)
 
@@ -125,6 +133,20 @@ def _epilog(examples: Sequence[tuple[str, str]], follow: str) -> str:
     width = max(len(command) for command, _ in examples)
     lines = [f"  {command.ljust(width)}  # {meaning}" for command, meaning in examples]
     return "\n".join(["examples:", *lines, "", f"next: {follow}"])
+
+
+def _unusable(error: OSError) -> int:
+    """Write one line for a path that cannot be read or written."""
+    if os.environ.get("MMZOO_LOG_LEVEL", "").lower() == "debug":
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    found = ConfigError.at(
+        str(error.filename),
+        f"cannot be used ({error.strerror})",
+        "a path that can be read or written",
+        "Check the path and its permissions.",
+    )
+    sys.stderr.write(f"mmzoo: error: {found}\n")
+    return found.exit_code
 
 
 def _crashed(error: Exception) -> int:

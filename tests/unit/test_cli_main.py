@@ -256,3 +256,19 @@ def test_clock(seconds: float, text: str):
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]):
     console.dump({"a": float("nan"), "b": [float("inf"), 1.5]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5]}
+
+
+@pytest.mark.parametrize(
+    "args", [("data", "make", "manifest", "{}/deeper/out"), ("convert", "five_senses_tiny", "{}/deeper/out")]
+)
+def test_a_place_that_cannot_be_written_is_one_line_and_the_users_to_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    assert mmzoo(*(a.format(file) for a in args)) == 2
+    (line,) = (text for text in err_lines(capsys) if "error" in text)
+    assert str(file) in line
+    assert "expected a path that can be read or written" in line
+    assert file.read_text() == "not a folder"
+    assert list(tmp_path.iterdir()) == [file]
