@@ -12,7 +12,7 @@ TABLE = {
     "linear": Row("mmzoo.heads.classifier:LinearHead", "pooled -> class logits"),
     "mlp": Row("mmzoo.heads.classifier:MlpHead", "pooled -> hidden layer -> class logits"),
     "dense": Row("mmzoo.heads.dense:DenseHead", "a decoder's feature map -> a value or logits a pixel"),
-    "upsample": Row("mmzoo.heads.upsample:UpsampleHead", "the same, enlarged step by step (SETR-PUP, M3ViT)"),
+    "upsample": Row("mmzoo.heads.upsample:UpsampleHead", "dense, enlarged step by step (SETR-PUP, M3ViT)"),
     "pair_mlp": Row(
         "mmzoo.heads.pair:PairMlpHead", "two passes, pooled alike -> hidden layer -> class logits"
     ),
