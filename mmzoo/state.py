@@ -23,7 +23,7 @@ class Sum:
 
     def mean(self) -> Float[Tensor, ""]:
         """Return sum / count, zero where nothing was counted (the gradient stays defined)."""
-        return self.sum / self.count.clamp(min=1.0)
+        return self.sum / torch.where(self.count > 0, self.count, torch.ones_like(self.count))
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
             return part.mean()
         count = part.count.detach().clone()
         torch.distributed.all_reduce(count)
-        return part.sum * world / count.clamp(min=1.0)
+        return part.sum * world / torch.where(count > 0, count, torch.ones_like(count))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's states."""
@@ -175,7 +175,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         if not self.trained:
             found = f"weight 0 for {', '.join(self.tasks)}"
             raise ConfigError.at("tasks", found, "at least one task to train", "Set tasks.NAME.weight=1.")
-        self.balancing.check(self.trainer.strategy)
+        self.balancing.check(self.trainer.strategy, str(self.trainer.precision))
         optimizer = build_optimizer(self.model, self.config.optim)
         learned = list(self.balancer.parameters())
         if learned:

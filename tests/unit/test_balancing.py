@@ -246,3 +246,20 @@ def test_two_processes_balance_as_one(three: list[str], tmp_path: pathlib.Path, 
     one = command([*steps, "data.loader.batch_size=16"], tmp_path / "one")
     two = command([*steps, "trainer.devices=2", "trainer.strategy=ddp"], tmp_path / "two")
     close(two, one, 2e-4)
+
+
+def test_gradients_are_not_compared_in_pieces_or_unscaled():
+    task = Task("a", TaskConfig(objective=schema.parse(registry.find("objectives", "infonce").Config, {})))
+
+    class FSDPStrategy: ...
+
+    def check(balance: str, strategy: object, precision: str) -> None:
+        options = schema.parse(MultitaskLearner.Config, {"balance": {"type": balance}})
+        Balancing(options, {"a": task}, {}).check(strategy, precision)
+
+    with pytest.raises(ConfigError, match=r"trainer.strategy: fsdp shards .* Set trainer.strategy=ddp"):
+        check("pcgrad", FSDPStrategy(), "32-true")
+    with pytest.raises(ConfigError, match=r"trainer.precision: 16-mixed scales .* bf16-mixed"):
+        check("pcgrad", object(), "16-mixed")
+    check("pcgrad", object(), "bf16-mixed")
+    check("famo", FSDPStrategy(), "16-mixed")

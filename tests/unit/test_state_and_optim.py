@@ -22,6 +22,11 @@ def test_merged_states_equal_the_state_of_the_whole():
     assert LossState.zero(values).merge(a).mean() == a.mean()
 
 
+def test_counts_may_be_sums_of_weights_below_one():
+    state = Sum(torch.tensor(0.3), torch.tensor(0.5))
+    assert float(state.mean()) == pytest.approx(0.6)
+
+
 def test_zero_state_is_zero_not_nan():
     assert float(LossState.zero(torch.ones(1)).mean()) == 0.0
 
