@@ -379,6 +379,25 @@ def test_gradnorm_is_stationary_where_norms_are_even_and_progress_is():
     assert torch.equal(found.private, found.weights)
 
 
+def test_gradnorm_bears_tasks_without_loss():
+    balancer = by_gradient("gradnorm")
+    grads = gradients(5)
+    for losses in ([0.0, -4e-8, 2.0], [0.5, -4e-8, 1.0], [0.25, 3.0, 1.0]):
+        combined = balancer(grads, torch.tensor(losses), now())
+        balancer.zero_grad()
+        assert combined.extra is not None
+        combined.extra.backward()
+        (learned,) = balancer.parameters()
+        assert learned.grad is not None
+        assert learned.grad.isfinite().all()
+        assert combined.shared.isfinite().all()
+    assert balancer.state_dict()["first"].tolist() == [
+        0.5,
+        3.0,
+        2.0,
+    ]  # what a task lost when it first lost anything
+
+
 def test_gradnorm_gives_who_lags_the_larger_gradient():
     balancer = by_gradient("gradnorm")
     balancer(torch.eye(3), LOSSES, now())

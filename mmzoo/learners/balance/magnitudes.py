@@ -20,7 +20,8 @@ class GradNorm(GradientBalancer):
     """Learned weights under which tasks that learn slowly have the larger gradients.
 
     Math: w = k softmax(s); s minimises sum_i | w_i |g_i| - mean_j(w_j |g_j|) r_i^a |, the mean term held
-    fixed, r_i = (L_i / L_i(0)) / mean_j(L_j / L_j(0)); all parameters see sum_i w_i L_i.
+    fixed, r_i = (L_i / L_i(0)) / mean_j(L_j / L_j(0)), L_i / L_i(0) = 1 while a task had no loss yet; all
+    parameters see sum_i w_i L_i.
     Ref: Chen et al. 2018; softmax in place of their renormalisation, as LibMTL.
     """
 
@@ -43,10 +44,12 @@ class GradNorm(GradientBalancer):
     def forward(self, grads: Float[Tensor, "k p"], losses: Float[Tensor, " k"], now: Moment) -> Combined:
         """Return the weighted sum, and the loss of the weights."""
         rows = list(now.present)
-        self.first[rows] = torch.where(self.first[rows] > 0, self.first[rows], losses)
+        losses = losses.clamp(min=0.0)  # rounding may leave a solved task a trifle below zero
+        self.first[rows] = torch.where(self.first[rows] > TINY, self.first[rows], losses)
+        known = self.first[rows] > TINY
         weights = len(rows) * kept(self.log_weight, now).softmax(dim=0)
         sizes = weights * grads.norm(dim=1)
-        rate = losses / self.first[rows].clamp(min=TINY)
+        rate = torch.where(known, losses / self.first[rows].clamp(min=TINY), 1.0)
         rate = rate / rate.mean().clamp(min=TINY)
         aim = (sizes.mean() * rate**self.config.alpha).detach()
         fixed = weights.detach()
