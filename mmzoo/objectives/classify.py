@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,36 +15,15 @@ from torch import Tensor
 from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, ShapeError
-from mmzoo.objectives.base import Objective
-from mmzoo.state import LossState, Sum
+from mmzoo.objectives.labelled import Labelled
+from mmzoo.state import Sum
 
 
-class Classification(Objective):
+class Classification(Labelled):
     """Sums a loss over the labelled rows of every pass; parts are named by the pass."""
 
-    def __init__(self, config: Any) -> None:
-        """Keep the options."""
-        self.config = config
-
-    def parts(self, passes: tuple[str, ...]) -> tuple[str, ...]:
-        """Name the passes."""
-        return passes
-
-    def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
-        """Return this rank's share of the loss."""
-        if not target:
-            raise ConfigError.at("objective", "no target", "the name of a label", "Set the task's target.")
-        parts = {name: self._part(name, p, batch, target) for name, p in predictions.items()}
-        if not parts:
-            nothing = torch.zeros((), requires_grad=torch.is_grad_enabled())
-            return LossState(Sum(nothing, torch.zeros(())))
-        total = Sum(
-            torch.stack([p.sum for p in parts.values()]).sum(),
-            torch.stack([p.count for p in parts.values()]).sum(),
-        )
-        return LossState(total, parts)
-
-    def _part(self, name: str, prediction: Prediction, batch: Batch, target: str) -> Sum:
+    def part(self, name: str, prediction: Prediction, batch: Batch, target: str) -> Sum:
+        """Return the summed loss of the labelled rows of a pass."""
         logits = prediction.values.float()
         if logits.ndim != 2:
             raise ShapeError.at(

@@ -7,9 +7,8 @@ pixels weighs little. The weights that InvPT, TaskPrompter and MLoRE give to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,11 +19,11 @@ from torch import Tensor
 from mmzoo import schema
 from mmzoo.batch import IGNORE, Batch, DenseKind, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, ShapeError
-from mmzoo.objectives.base import Objective
-from mmzoo.state import LossState, Sum
+from mmzoo.objectives.labelled import Labelled
+from mmzoo.state import Sum
 
 
-class Dense(Objective):
+class Dense(Labelled):
     """Sums a loss over the labelled pixels of every pass; parts are named by the pass.
 
     `kind` says which labels it reads. Images without the label are left out.
@@ -33,25 +32,8 @@ class Dense(Objective):
     reads: ClassVar[PredictionKind] = PredictionKind.DENSE
     kind: ClassVar[DenseKind]
 
-    def __init__(self, config: Any) -> None:
-        """Keep the options."""
-        self.config = config
-
-    def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
-        """Return this rank's share of the loss."""
-        if not target:
-            raise ConfigError.at("objective", "no target", "the name of a label", "Set the task's target.")
-        parts = {name: self._part(name, p, batch, target) for name, p in predictions.items()}
-        if not parts:
-            nothing = torch.zeros((), requires_grad=torch.is_grad_enabled())
-            return LossState(Sum(nothing, torch.zeros(())))
-        total = Sum(
-            torch.stack([p.sum for p in parts.values()]).sum(),
-            torch.stack([p.count for p in parts.values()]).sum(),
-        )
-        return LossState(total, parts)
-
-    def _part(self, name: str, prediction: Prediction, batch: Batch, target: str) -> Sum:
+    def part(self, name: str, prediction: Prediction, batch: Batch, target: str) -> Sum:
+        """Return the summed loss of the labelled rows of a pass."""
         values = prediction.values.float()
         labels = batch.targets.get(target)
         if labels is None:
