@@ -72,16 +72,11 @@ class _Reader:
         return found
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """Finds only the names it was given; `refused` lists the others, which come out as `Refused`."""
+class KnownNames:
+    """The rule of every unpickler: safe names and stand-ins are found; `refused` lists the others."""
 
-    def __init__(
-        self, stream: io.BufferedIOBase, stand_ins: Mapping[str, Any], encoding: str = "latin1"
-    ) -> None:
-        """Read from `stream`; `stand_ins` add to the safe names."""
-        super().__init__(stream, encoding=encoding)
-        self.stand_ins = dict(stand_ins)
-        self.refused: set[str] = set()
+    stand_ins: dict[str, Any]
+    refused: set[str]
 
     def find_class(self, module: str, name: str, /) -> Any:
         """Return the safe object of that exact name, never an attribute path, else note the refusal."""
@@ -97,6 +92,18 @@ class RestrictedUnpickler(pickle.Unpickler):
         """Refuse references to data kept elsewhere (torch archives have them: see `load_torch`)."""
         self.refused.add(f"persistent data {str(pid)[:60]!r}")
         return Refused()
+
+
+class RestrictedUnpickler(KnownNames, pickle.Unpickler):
+    """Finds only the names it was given; `refused` lists the others, which come out as `Refused`."""
+
+    def __init__(
+        self, stream: io.BufferedIOBase, stand_ins: Mapping[str, Any], encoding: str = "latin1"
+    ) -> None:
+        """Read from `stream`; `stand_ins` add to the safe names."""
+        super().__init__(stream, encoding=encoding)
+        self.stand_ins = dict(stand_ins)
+        self.refused: set[str] = set()
 
 
 class Refused:
