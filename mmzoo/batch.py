@@ -38,22 +38,40 @@ class Item:
 class Sample:
     """One sample: an id that survives to the outputs, the modalities it has, and the labels it has.
 
-    A label is a class number (), a vector of several, or one for every pixel (see `DenseKind`). `source`
-    names the data set it comes from where several are mixed.
+    A label is a class number (), a vector with a score 0 … 1 for each of several, a vector of numbers (see
+    `NumericKind`), or one for every pixel (see `DenseKind`). `source` names the data set it comes from where
+    several are mixed. `several` holds the modalities of which it has several entries side by side, in their
+    order (answers to choose from, captions of one picture); such a modality is not in `inputs`.
     """
 
     id: str
     inputs: Mapping[str, Item] = field(default_factory=dict)
     targets: Mapping[str, Shaped[Tensor, ...]] = field(default_factory=dict)
     source: str = ""
+    several: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+
+    def entries(self, modality: str) -> tuple[Item, ...]:
+        """Return all that it has of a modality: one entry, several, or none."""
+        if modality in self.inputs:
+            return (self.inputs[modality],)
+        return self.several.get(modality, ())
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities it has."""
+        return (*self.inputs, *(m for m, items in self.several.items() if items))
 
     def validate(self) -> Sample:
         """Raise ShapeError where a value is not finite or a mask does not fit; return self."""
-        if not self.inputs:
+        if not self.modalities:
             raise ShapeError.at(
                 f"sample {self.id}", "no modality", "at least one", "Drop the sample instead."
             )
-        for name, item in self.inputs.items():
+        twice = [name for name in self.several if name in self.inputs]
+        if twice:
+            found = f"{twice[0]} in inputs and in several"
+            raise ShapeError.at(f"sample {self.id}", found, "either", "Put all entries into several.")
+        for name, item in [(name, item) for name in self.modalities for item in self.entries(name)]:
             _check_finite(f"sample {self.id}/{name}", item.values)
             tail = tuple(item.values.shape[-item.valid.ndim :]) if item.valid is not None else None
             if item.valid is not None and tuple(item.valid.shape) != tail:
@@ -65,21 +83,30 @@ class Sample:
 
     def to(self, device: torch.device | str) -> Sample:
         """Copy with all values on `device`; masks stay on the host."""
-        inputs = {m: dataclasses.replace(i, values=i.values.to(device)) for m, i in self.inputs.items()}
+
+        def moved(item: Item) -> Item:
+            return dataclasses.replace(item, values=item.values.to(device))
+
         return dataclasses.replace(
-            self, inputs=inputs, targets={k: t.to(device) for k, t in self.targets.items()}
+            self,
+            inputs={m: moved(i) for m, i in self.inputs.items()},
+            several={m: tuple(map(moved, items)) for m, items in self.several.items()},
+            targets={k: t.to(device) for k, t in self.targets.items()},
         )
 
     def __repr__(self) -> str:
         """Show shapes, not numbers."""
-        inputs = ", ".join(f"{m} {_shape(i.values)}" for m, i in self.inputs.items())
+        shown = {m: _shape(i.values) for m, i in self.inputs.items()}
+        shown |= {m: f"{len(items)} entries" for m, items in self.several.items()}
+        inputs = ", ".join(f"{m} {shape}" for m, shape in shown.items())
         targets = ", ".join(f"{k} {_shape(t)}" for k, t in self.targets.items())
         return f"Sample({self.id!r}: {inputs or 'nothing'} | targets: {targets or 'none'})"
 
 
 @dataclass(frozen=True)
 class ModalityInput:
-    """One modality of a batch: one row for each sample that has it, none for those that have not.
+    """One modality of a batch: one row for each sample that has it, none for those that have not; of a sample
+    with several entries, a row for each, next to each other and in their order.
 
     Shape: values (k, *axes), padded at the end of each axis; index (k) the sample of each row, ascending;
     sizes (k, axes) the real extent of each row; valid (k, ...) holes inside the extent (skeleton t v p).
@@ -92,7 +119,7 @@ class ModalityInput:
     subjects: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        """Return how many samples have the modality."""
+        """Return the number of rows."""
         return self.values.shape[0]
 
     @staticmethod
@@ -173,7 +200,7 @@ class Batch:
             )
         for name, part in self.inputs.items():
             where = f"batch.inputs.{name}"
-            _check_index(where, part.index, len(part), size)
+            _check_index(where, part.index, len(part), size, repeats=True)
             _check_finite(where, part.values)
             if part.sizes.shape != (len(part), part.values.ndim - 1):
                 expected = f"({len(part)}, {part.values.ndim - 1})"
@@ -244,11 +271,30 @@ class PredictionKind(str, Enum):
     """(k, classes) logits, of which one is right"""
     LABELS = "labels"
     """(k, labels) logits, each a question of its own"""
+    CHOICES = "choices"
+    """(k, 1) logits, one a row; the rows of one sample are the answers to choose from, in their order"""
+    NUMBERS = "numbers"
+    """(k, n) real numbers, in the units of the label"""
+    BOXES = "boxes"
+    """(k, 4) corners x1, y1, x2, y2 as shares of the picture's width and height, in any order"""
     TOKENS = "tokens"
     """(q, d) vectors of hidden tokens, each to be found among the teacher's (n, d)"""
     DENSE = "dense"
     """(k, channels, H, W) raw outputs at the resolution of the image the model was given; `DenseKind` says
     what the label beside them is"""
+
+
+class NumericKind(str, Enum):
+    """What a label of numbers is; the prediction beside it is of the kind of the same name.
+
+    `DataInfo.labels[target]` names the numbers.
+    """
+
+    NUMBERS = "numbers"
+    """label (n) float, in the units of the data"""
+    BOXES = "boxes"
+    """label (4) float: the corners x1 < x2, y1 < y2 of a box in the picture as the model is given it, as
+    shares of its width and height, from the upper left"""
 
 
 IGNORE = 255
@@ -311,8 +357,10 @@ class DataInfo:
     """What a data set says of itself before a model is built.
 
     labels: target name -> class names in index order (of a dense target: the names of the channels of its
-    prediction); dense: the targets that label every pixel, and what they are; subjects: fMRI subject ->
-    number of voxels; modalities: the input names it yields; counts: split -> number of samples.
+    prediction, of one of numbers: what they are called); dense: the targets that label every pixel, and what
+    they are; numeric: the targets that are numbers, and what they are; subjects: fMRI subject -> number of
+    voxels; modalities: the input names it yields; counts: split -> number of samples;
+    several: the modalities of which a sample may have several entries -> the largest number of them.
     """
 
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -320,6 +368,8 @@ class DataInfo:
     modalities: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     dense: Mapping[str, DenseKind] = field(default_factory=dict)
+    numeric: Mapping[str, NumericKind] = field(default_factory=dict)
+    several: Mapping[str, int] = field(default_factory=dict)
 
 
 def _pad(values: Tensor, extent: Sequence[int]) -> Tensor:
@@ -342,10 +392,22 @@ def _check_finite(where: str, values: Tensor) -> None:
         raise ShapeError.at(where, "NaN or infinity", "finite values", "Mend or drop the sample.")
 
 
-def _check_index(where: str, index: Tensor, rows: int, size: int) -> None:
+def entry_of_row(index: Int[Tensor, " k"]) -> Int[Tensor, " k"]:
+    """Return which entry of its sample each row is, counted from 0; `index` ascending, as in a batch."""
+    return torch.arange(len(index)) - torch.searchsorted(index, index)
+
+
+def has_several(index: Int[Tensor, " k"]) -> bool:
+    """Say whether some sample has several rows; `index` ascending, as in a batch."""
+    return bool((index[1:] == index[:-1]).any())
+
+
+def _check_index(where: str, index: Tensor, rows: int, size: int, *, repeats: bool = False) -> None:
     if index.shape != (rows,):
         raise ShapeError.at(where, f"index {tuple(index.shape)}", f"({rows},)", "Use collate().")
-    if rows and (int(index.min()) < 0 or int(index.max()) >= size or bool((index[1:] <= index[:-1]).any())):
+    least = 0 if repeats else 1
+    falling = bool((index.diff() < least).any())
+    if rows and (int(index.min()) < 0 or int(index.max()) >= size or falling):
         raise ShapeError.at(
             where, f"index {index.tolist()[:8]}", f"ascending in 0..{size - 1}", "Use collate()."
         )
