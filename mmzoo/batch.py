@@ -39,9 +39,11 @@ class Sample:
     """One sample: an id that survives to the outputs, the modalities it has, and the labels it has.
 
     A label is a class number (), a vector with a score 0 … 1 for each of several, a vector of numbers (see
-    `NumericKind`), or one for every pixel (see `DenseKind`). `source` names the data set it comes from where
-    several are mixed. `several` holds the modalities of which it has several entries side by side, in their
-    order (answers to choose from, captions of one picture); such a modality is not in `inputs`.
+    `NumericKind`), or one for every pixel (see `DenseKind`) or voxel (see `SceneKind`). `lists` holds labels
+    of which each sample has its own number, such as boxes around a vehicle: (n, ...) each. `source` names the
+    data set it comes from where several are mixed. `several` holds the modalities of which it has several
+    entries side by side, in their order (answers to choose from, captions of one picture); such a modality is
+    not in `inputs`.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Sample:
     targets: Mapping[str, Shaped[Tensor, ...]] = field(default_factory=dict)
     source: str = ""
     several: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+    lists: Mapping[str, Shaped[Tensor, "n ..."]] = field(default_factory=dict)
 
     def entries(self, modality: str) -> tuple[Item, ...]:
         """Return all that it has of a modality: one entry, several, or none."""
@@ -71,7 +74,7 @@ class Sample:
         if twice:
             found = f"{twice[0]} in inputs and in several"
             raise ShapeError.at(f"sample {self.id}", found, "either", "Put all entries into several.")
-        for name, item in [(name, item) for name in self.modalities for item in self.entries(name)]:
+        for name, item in [(m, item) for m in self.modalities for item in self.entries(m)]:
             _check_finite(f"sample {self.id}/{name}", item.values)
             tail = tuple(item.values.shape[-item.valid.ndim :]) if item.valid is not None else None
             if item.valid is not None and tuple(item.valid.shape) != tail:
@@ -92,6 +95,7 @@ class Sample:
             inputs={m: moved(i) for m, i in self.inputs.items()},
             several={m: tuple(map(moved, items)) for m, items in self.several.items()},
             targets={k: t.to(device) for k, t in self.targets.items()},
+            lists={k: t.to(device) for k, t in self.lists.items()},
         )
 
     def __repr__(self) -> str:
@@ -99,7 +103,7 @@ class Sample:
         shown = {m: _shape(i.values) for m, i in self.inputs.items()}
         shown |= {m: f"{len(items)} entries" for m, items in self.several.items()}
         inputs = ", ".join(f"{m} {shape}" for m, shape in shown.items())
-        targets = ", ".join(f"{k} {_shape(t)}" for k, t in self.targets.items())
+        targets = ", ".join(f"{k} {_shape(t)}" for k, t in {**self.targets, **self.lists}.items())
         return f"Sample({self.id!r}: {inputs or 'nothing'} | targets: {targets or 'none'})"
 
 
@@ -146,10 +150,20 @@ class ModalityInput:
 
 @dataclass(frozen=True)
 class Target:
-    """The labels of those samples that have them: values (k, ...), index (k) the sample of each row."""
+    """The labels of those samples that have them: values (k, ...), index (k) the sample of each row.
+
+    Of labels that are lists, values are (k, longest, ...), zero beyond the first `sizes` (k) of each row.
+    """
 
     values: Shaped[Tensor, "k ..."]
     index: Int[Tensor, " k"]
+    sizes: Int[Tensor, " k"] | None = None
+
+    def rows(self) -> tuple[Shaped[Tensor, ...], ...]:
+        """Return the label of each row, without padding."""
+        if self.sizes is None:
+            return tuple(self.values)
+        return tuple(row[:size] for row, size in zip(self.values, self.sizes.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -210,6 +224,9 @@ class Batch:
                 raise ShapeError.at(where, found, "one each", "Use collate().")
         for name, target in self.targets.items():
             _check_index(f"batch.targets.{name}", target.index, target.values.shape[0], size)
+            if target.sizes is not None and target.sizes.shape != target.index.shape:
+                found, expected = f"sizes {tuple(target.sizes.shape)}", f"({len(target.index)},)"
+                raise ShapeError.at(f"batch.targets.{name}", found, expected, "Use collate().")
         return self
 
     def __repr__(self) -> str:
@@ -282,6 +299,13 @@ class PredictionKind(str, Enum):
     DENSE = "dense"
     """(k, channels, H, W) raw outputs at the resolution of the image the model was given; `DenseKind` says
     what the label beside them is"""
+    BOXES_3D = "boxes_3d"
+    """(k, q, 11) boxes around a vehicle: x y z (middle, m), length, width, height (m), yaw (rad), velocity x y
+    (m/s), score, class"""
+    GROUND_MAP = "ground_map"
+    """(k, classes, H, W) logits of the ground seen from above, each class a question of its own"""
+    VOXELS = "voxels"
+    """(k, classes, z, y, x) logits of what fills each voxel"""
 
 
 class NumericKind(str, Enum):
@@ -298,7 +322,7 @@ class NumericKind(str, Enum):
 
 
 IGNORE = 255
-"""Value of pixels without a label, in every dense label but depth (where 0 means invalid)."""
+"""Value of pixels and voxels without a label, in every label but depth (where 0 means invalid)."""
 
 
 class DenseKind(str, Enum):
@@ -319,6 +343,21 @@ class DenseKind(str, Enum):
     """label (1, H, W) float in 0 … 1, 255 ignored; prediction: one logit"""
     DEPTH = "depth"
     """label (1, H, W) float metres along the optical axis, 0 = not measured; prediction: metres"""
+
+
+class SceneKind(str, Enum):
+    """What a label of the scene around a vehicle is; the prediction beside it is of the kind of the same name.
+
+    `DataInfo.labels[target]` names the classes. Axes are [y, x] with the vehicle in the middle.
+    """
+
+    BOXES_3D = "boxes_3d"
+    """a list (n, 10) float: x y z (middle, m), length, width, height (m), yaw (rad), velocity x y (m/s, nan
+    where not known), class"""
+    GROUND_MAP = "ground_map"
+    """label (classes, H, W) float, 1 where a class holds, else 0; classes may overlap"""
+    VOXELS = "voxels"
+    """label (z, y, x) int64 class, 0 free, 255 not known"""
 
 
 @dataclass(frozen=True)
@@ -360,7 +399,8 @@ class DataInfo:
     prediction, of one of numbers: what they are called); dense: the targets that label every pixel, and what
     they are; numeric: the targets that are numbers, and what they are; subjects: fMRI subject -> number of
     voxels; modalities: the input names it yields; counts: split -> number of samples;
-    several: the modalities of which a sample may have several entries -> the largest number of them.
+    several: the modalities of which a sample may have several entries -> the largest number of them;
+    scene: the targets that label the scene around a vehicle, and what they are.
     """
 
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -370,6 +410,7 @@ class DataInfo:
     dense: Mapping[str, DenseKind] = field(default_factory=dict)
     numeric: Mapping[str, NumericKind] = field(default_factory=dict)
     several: Mapping[str, int] = field(default_factory=dict)
+    scene: Mapping[str, SceneKind] = field(default_factory=dict)
 
 
 def _pad(values: Tensor, extent: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from mmzoo.batch import Batch, ModalityInput, Sample, Target
 from mmzoo.errors import ShapeError
@@ -14,11 +15,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Join samples into a Batch.
 
     Shape: inputs[m].values (k, *largest extent of each axis), zero beyond a row's `sizes`; `index` names the
-    sample of each row. A modality or label that no sample has is no key. `valid` is False in the padding.
+    sample of each row, which has a row for each of its entries. A modality or label that no sample has is no
+    key. `valid` is False in the padding.
     """
-    inputs = {m: _join_items(m, samples) for m in _keys(s.inputs for s in samples)}
+    inputs = {m: _join_items(m, samples) for m in _keys(dict.fromkeys(s.modalities) for s in samples)}
     targets = {t: _join_targets(t, samples) for t in _keys(s.targets for s in samples)}
     source = tuple(s.source for s in samples)
+    targets |= {t: _join_lists(t, samples) for t in _keys(s.lists for s in samples)}
     return Batch(tuple(s.id for s in samples), inputs, targets, source if any(source) else ())
 
 
@@ -28,8 +31,8 @@ def _keys(mappings: Iterable[Mapping[str, object]]) -> list[str]:
 
 
 def _join_items(name: str, samples: Sequence[Sample]) -> ModalityInput:
-    rows = [i for i, s in enumerate(samples) if name in s.inputs]
-    items = [samples[i].inputs[name] for i in rows]
+    entries = [(i, item) for i, s in enumerate(samples) for item in s.entries(name)]
+    rows, items = [i for i, _ in entries], [item for _, item in entries]
     first = items[0].values
     for row, item in zip(rows, items, strict=True):
         if item.values.ndim != first.ndim or item.values.dtype != first.dtype:
@@ -42,11 +45,25 @@ def _join_items(name: str, samples: Sequence[Sample]) -> ModalityInput:
 def _join_targets(name: str, samples: Sequence[Sample]) -> Target:
     rows = [i for i, s in enumerate(samples) if name in s.targets]
     values = [samples[i].targets[name] for i in rows]
-    for row, value in zip(rows, values, strict=True):
-        if value.shape != values[0].shape or value.dtype != values[0].dtype:
-            found = f"{tuple(value.shape)} {value.dtype}"
-            expected = f"{tuple(values[0].shape)} {values[0].dtype} as in {samples[rows[0]].id}"
-            raise ShapeError.at(
-                f"sample {samples[row].id}/{name}", found, expected, "Give all labels one form."
-            )
+    _check_alike(name, [samples[i].id for i in rows], values, 0)
     return Target(torch.stack(values), torch.tensor(rows, dtype=torch.int64))
+
+
+def _join_lists(name: str, samples: Sequence[Sample]) -> Target:
+    """Pad labels that are lists to the longest."""
+    rows = [i for i, s in enumerate(samples) if name in s.lists]
+    values = [samples[i].lists[name] for i in rows]
+    _check_alike(name, [samples[i].id for i in rows], values, 1)
+    sizes = torch.tensor([len(v) for v in values], dtype=torch.int64)
+    padded = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+    return Target(padded, torch.tensor(rows, dtype=torch.int64), sizes)
+
+
+def _check_alike(name: str, ids: Sequence[str], values: Sequence[Tensor], first: int) -> None:
+    """Raise ShapeError where labels differ in type, or in form from axis `first` on."""
+    form = (values[0].ndim, values[0].shape[first:], values[0].dtype)
+    for sample, value in zip(ids, values, strict=True):
+        if (value.ndim, value.shape[first:], value.dtype) != form:
+            found = f"{tuple(value.shape)} {value.dtype}"
+            expected = f"{tuple(values[0].shape)} {values[0].dtype} as in {ids[0]}"
+            raise ShapeError.at(f"sample {sample}/{name}", found, expected, "Give all labels one form.")
