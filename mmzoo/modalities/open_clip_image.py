@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,19 +12,11 @@ from torch import Tensor, nn
 from mmzoo import schema
 from mmzoo.batch import Item, ModalityInput, TokenSequence
 from mmzoo.errors import ShapeError
-from mmzoo.layers.init import trunc_normal_
-from mmzoo.modalities.base import ModalityAdapter, Preprocess
+from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.image_preprocess import ImageAugment, ImagePreprocess, Interpolation, Resize
 from mmzoo.modalities.mixed_sizes import Embedded, embed_by_size, fake_images
-from mmzoo.modalities.open_clip_zoo import check_name, create_tower, preprocess_config
-
-
-class TowerOutput(str, Enum):
-    """What of a tower becomes tokens."""
-
-    TOKENS = "tokens"
-    POOLED = "pooled"
-
+from mmzoo.modalities.open_clip_tower import OpenClipTower, TowerConfig, TowerOutput
+from mmzoo.modalities.open_clip_zoo import preprocess_config
 
 RESIZES = {"shortest": Resize.CROP, "squash": Resize.SQUASH, "longest": Resize.PAD}
 """open_clip's words for what is done to a picture of another shape."""
@@ -75,65 +66,33 @@ class OpenClipImagePreprocess(Preprocess):
         return self.filled(raw, generator=generator)
 
 
-class OpenClipImageAdapter(ModalityAdapter):
+class OpenClipImageAdapter(OpenClipTower):
     """Tokens of an open_clip image tower, after a CLS token of our own.
 
     tokens: one a patch (or cell of a convolutional net), row-major, after the tower's last norm; pooled: the
     tower's embedding as a single token, open_clip's `encode_image`. What the choice leaves unused is dropped.
     Shape: values (k 3 height width) -> tokens (k 1+n d).
-    A frozen tower stays in evaluation mode and out of the graph, whatever the model's mode.
     """
 
     kind = "image"
+    side = "visual"
 
     @dataclass(kw_only=True)
-    class Config(ModalityAdapter.Config):
+    class Config(TowerConfig):
         """Options."""
+
+        row: ClassVar[str] = "open_clip_image"
 
         preprocess: OpenClipImagePreprocess.Config = field(default_factory=OpenClipImagePreprocess.Config)
         "From an image file to the tensor."
-        model: str = "ViT-S-32"
-        "open_clip's name of the model (open_clip.list_models()), or hf-hub:ORG/REPO."
-        tag: str = ""
-        "Tag of published weights (open_clip.list_pretrained()); empty = the model's first."
-        pretrained: bool = False
-        "Whether to start from the published weights (fetched once, then cached)."
-        freeze: bool = False
-        "Whether the tower is left as it is: evaluation mode, no gradient."
-        out: TowerOutput = TowerOutput.TOKENS
-        "tokens or pooled."
-        create: dict[str, Any] = field(default_factory=dict)
-        "Arguments of open_clip.create_model that replace the model's own, such as vision_cfg."
 
         def __post_init__(self) -> None:
-            """Check the name; let preprocess know which record is meant."""
-            check_name(self.model, self.tag, "open_clip_image")
-            self.preprocess.model = self.preprocess.model or self.model
+            """Let preprocess know which record and size are meant, too."""
+            super().__post_init__()
             self.preprocess.tag = self.preprocess.tag or self.tag
             side = self.create.get("vision_cfg", {}).get("image_size")
             if self.preprocess.size is None and side is not None:
                 self.preprocess.size = (side, side) if isinstance(side, int) else (side[0], side[1])
-
-    def __init__(self, config: Config, *, name: str, dim: int, num_heads: int) -> None:
-        """Create the tower and the projection."""
-        super().__init__(config, name=name, dim=dim, num_heads=num_heads)
-        self.tower: Any = create_tower(config, "visual", name)
-        if config.out is TowerOutput.TOKENS:
-            drop_head(self.tower)
-        self.proj = nn.Linear(self._width(), dim)
-        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim)))
-        trunc_normal_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
-        if config.freeze:
-            self.tower.requires_grad_(requires_grad=False)
-            self.tower.eval()
-
-    def train(self, mode: bool = True) -> OpenClipImageAdapter:  # noqa: FBT001, FBT002 torch's signature
-        """Switch the mode of all but a frozen tower."""
-        super().train(mode)
-        if self.config.freeze:
-            self.tower.eval()
-        return self
 
     def forward(self, x: ModalityInput) -> TokenSequence:
         """Run the tower and project its output."""
@@ -144,11 +103,9 @@ class OpenClipImageAdapter(ModalityAdapter):
         return self._features(images)[0]
 
     def _embed(self, images: Float[Tensor, "k c height width"]) -> Embedded:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
+        with self.gradients():
             features, grid = self._features(images)
-        tokens = self.proj(features)
-        cls = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
-        return Embedded(torch.cat([cls, tokens], dim=1), grid)
+        return Embedded(self.after_cls(self.proj(features)), grid)
 
     def _features(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         try:
@@ -164,8 +121,10 @@ class OpenClipImageAdapter(ModalityAdapter):
         maps: Tensor = found["image_intermediates"][-1]
         return maps.flatten(2).transpose(1, 2), (maps.shape[2], maps.shape[3])
 
-    def _width(self) -> int:
-        """Return the width of the tower's output, found by running it once without weights or data."""
+    def settle_output(self) -> int:
+        """Drop what tokens leave unused; find the width by running the tower once, without data."""
+        if self.config.out is TowerOutput.TOKENS:
+            drop_head(self.tower)
         size = self.config.preprocess.filled().size
         with torch.no_grad():
             training = self.tower.training

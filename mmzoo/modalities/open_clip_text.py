@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from mmzoo import schema
 from mmzoo.batch import Item, ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, DataError
-from mmzoo.layers.init import trunc_normal_
-from mmzoo.modalities.base import ModalityAdapter, Preprocess
-from mmzoo.modalities.open_clip_image import TowerOutput
-from mmzoo.modalities.open_clip_zoo import check_name, create_tower, model_config, open_clip
+from mmzoo.modalities.base import Preprocess
+from mmzoo.modalities.open_clip_tower import OpenClipTower, TowerConfig, TowerOutput
+from mmzoo.modalities.open_clip_zoo import model_config, open_clip
 
 
 class OpenClipTextPreprocess(Preprocess):
@@ -76,40 +75,29 @@ class OpenClipTextPreprocess(Preprocess):
         return Item(ids[: int(places[0]) + 1].clone() if len(places) else ids)
 
 
-class OpenClipTextAdapter(ModalityAdapter):
+class OpenClipTextAdapter(OpenClipTower):
     """Tokens of an open_clip text tower, after a CLS token of our own.
 
     tokens: one an id, after the tower's last norm; pooled: the tower's embedding as a single token,
     open_clip's `encode_text`. Texts are padded to the tower's context length, as open_clip pads them.
     Shape: values (k n) int -> tokens (k 1+n d).
-    A frozen tower stays in evaluation mode and out of the graph, whatever the model's mode.
     """
 
     kind = "text"
+    side = "text"
 
     @dataclass(kw_only=True)
-    class Config(ModalityAdapter.Config):
+    class Config(TowerConfig):
         """Options."""
+
+        row: ClassVar[str] = "open_clip_text"
 
         preprocess: OpenClipTextPreprocess.Config = field(default_factory=OpenClipTextPreprocess.Config)
         "From a text to ids."
-        model: str = "ViT-S-32"
-        "open_clip's name of the model (open_clip.list_models()), or hf-hub:ORG/REPO."
-        tag: str = ""
-        "Tag of published weights (open_clip.list_pretrained()); empty = the model's first."
-        pretrained: bool = False
-        "Whether to start from the published weights (fetched once, then cached)."
-        freeze: bool = False
-        "Whether the tower is left as it is: evaluation mode, no gradient."
-        out: TowerOutput = TowerOutput.TOKENS
-        "tokens or pooled."
-        create: dict[str, Any] = field(default_factory=dict)
-        "Arguments of open_clip.create_model that replace the model's own, such as text_cfg."
 
         def __post_init__(self) -> None:
-            """Check the name; let preprocess know which tokenizer and length are meant."""
-            check_name(self.model, self.tag, "open_clip_text")
-            self.preprocess.model = self.preprocess.model or self.model
+            """Let preprocess know which length is meant, too."""
+            super().__post_init__()
             length = self.create.get("text_cfg", {}).get("context_length")
             if self.preprocess.max_tokens is None and length is not None:
                 self.preprocess.max_tokens = int(length)
@@ -119,48 +107,28 @@ class OpenClipTextAdapter(ModalityAdapter):
             """Return open_clip's options of the tower."""
             return dict(model_config(self.model, self.create).get("text_cfg", {}))
 
-    def __init__(self, config: Config, *, name: str, dim: int, num_heads: int) -> None:
-        """Create the tower and the projection."""
-        super().__init__(config, name=name, dim=dim, num_heads=num_heads)
-        self.tower: Any = create_tower(config, "text", name)
+    def settle_output(self) -> int:
+        """Keep what padding needs; drop the projection where tokens leave it unused; return the width."""
         if not hasattr(self.tower, "token_embedding"):
-            found = f"{config.model} has a text tower of another library"
-            raise ConfigError.at(name, found, "one of open_clip's own", "Choose another model.")
-        self.context_length = int(self.tower.context_length)
-        self.pad_id = int(getattr(self.tower, "pad_id", 0) or 0)
-        width = int(self.tower.ln_final.weight.shape[0])
-        if config.out is TowerOutput.TOKENS:
-            self.tower.text_projection = None
-            self.tower.output_tokens = True
-        elif self.tower.text_projection is not None:
-            width = self._projected_width()
-        self.proj = nn.Linear(width, dim)
-        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim)))
-        trunc_normal_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
-        if config.freeze:
-            self.tower.requires_grad_(requires_grad=False)
-            self.tower.eval()
-
-    def train(self, mode: bool = True) -> OpenClipTextAdapter:  # noqa: FBT001, FBT002 torch's signature
-        """Switch the mode of all but a frozen tower."""
-        super().train(mode)
-        if self.config.freeze:
-            self.tower.eval()
-        return self
+            found = f"{self.config.model} has a text tower of another library"
+            raise ConfigError.at(self.name, found, "one of open_clip's own", "Choose another model.")
+        if self.config.out is TowerOutput.TOKENS:
+            self.tower.text_projection, self.tower.output_tokens = None, True
+        projection = self.tower.text_projection
+        if projection is None:
+            return int(self.tower.ln_final.weight.shape[0])
+        return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
 
     def forward(self, x: ModalityInput) -> TokenSequence:
         """Run the tower and project its output; ids beyond a row's end are never looked at."""
-        ids, valid = self._padded(x)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
+        ids, valid = padded_ids(x, self.tower)
+        with self.gradients():
             features = self.features(ids)
         if self.config.out is TowerOutput.POOLED:
             valid = valid[:, :1]
-        tokens = self.proj(features[:, : valid.shape[1]])
-        cls = self.cls_token.to(tokens.dtype).expand(len(x), -1, -1)
+        whole = self.after_cls(self.proj(features[:, : valid.shape[1]]))
         ones = torch.ones(len(x), 1, dtype=torch.bool)
         grids = tuple((int(n),) for n in valid.sum(1))
-        whole = torch.cat([cls, tokens], dim=1)
         return TokenSequence(whole, torch.cat([ones, valid], dim=1), x.index, self.name, grids, 1)
 
     def features(self, ids: Int[Tensor, "k n"]) -> Float[Tensor, "k m w"]:
@@ -168,20 +136,6 @@ class OpenClipTextAdapter(ModalityAdapter):
         if self.config.out is TowerOutput.POOLED:
             return self.tower(ids)[:, None]
         return self.tower(ids)[1]
-
-    def _padded(self, x: ModalityInput) -> tuple[Int[Tensor, "k n"], Bool[Tensor, "k m"]]:
-        """Return the ids padded to the context length, and (on the host) which up to the longest are real."""
-        lengths = x.sizes[:, 0].clamp(max=self.context_length)
-        longest = int(lengths.max())
-        valid = torch.arange(longest) < lengths[:, None]
-        real = x.values[:, :longest].masked_fill(~valid.to(x.values.device), self.pad_id)
-        ids = real.new_full((len(x), self.context_length), self.pad_id)
-        ids[:, :longest] = real
-        return ids, valid
-
-    def _projected_width(self) -> int:
-        projection = self.tower.text_projection
-        return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
 
     @classmethod
     def fake_input(cls, config: Any, rows: int, generator: torch.Generator) -> ModalityInput:
@@ -195,3 +149,16 @@ class OpenClipTextAdapter(ModalityAdapter):
         ids[torch.arange(rows), lengths - 1] = last
         ids = ids.masked_fill(torch.arange(longest) >= lengths[:, None], 0)
         return ModalityInput(ids, torch.arange(rows), lengths[:, None])
+
+
+def padded_ids(x: ModalityInput, tower: Any) -> tuple[Int[Tensor, "k n"], Bool[Tensor, "k m"]]:
+    """Return the ids padded to a tower's context length, and (on the host) which up to the longest are
+    real."""
+    context_length, pad_id = int(tower.context_length), int(getattr(tower, "pad_id", 0) or 0)
+    lengths = x.sizes[:, 0].clamp(max=context_length)
+    longest = int(lengths.max())
+    valid = torch.arange(longest) < lengths[:, None]
+    real = x.values[:, :longest].masked_fill(~valid.to(x.values.device), pad_id)
+    ids = real.new_full((len(x), context_length), pad_id)
+    ids[:, :longest] = real
+    return ids, valid

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from mmzoo import schema
 from mmzoo.errors import CheckpointError, ConfigError, close_matches
 from mmzoo.modalities.timm_zoo import no_vain_retries
 
 OTHER_VISION = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
 OTHER_TEXT = {"context_length": 4, "vocab_size": 8, "layers": 1, "width": 64, "heads": 1}
 """Stands for the tower that is thrown away, where no weights are to be loaded into it."""
+
+
+@dataclass(kw_only=True)
+class OpenClipModel(schema.Config):
+    """Which model of open_clip, and with which weights."""
+
+    model: str = "ViT-S-32"
+    "open_clip's name of the model (open_clip.list_models()), or hf-hub:ORG/REPO."
+    tag: str = ""
+    "Tag of published weights (open_clip.list_pretrained()); empty = the model's first."
+    pretrained: bool = False
+    "Whether to start from the published weights (fetched once, then cached)."
+    create: dict[str, Any] = field(default_factory=dict)
+    "Arguments of open_clip.create_model that replace the model's own, such as vision_cfg or text_cfg."
 
 
 def check_name(name: str, tag: str, where: str) -> None:
@@ -50,17 +66,23 @@ def first_tag(name: str, tag: str) -> str:
     return tag or (tags[0] if tags else "")
 
 
-def create_tower(config: Any, side: str, where: str) -> nn.Module:
+def create_tower(config: OpenClipModel, side: str, where: str) -> nn.Module:
     """Build a model as the options say and return its tower `visual` or `text`."""
+    stand_in = {"text_cfg": OTHER_TEXT} if side == "visual" else {"vision_cfg": OTHER_VISION}
+    replaceable = not config.pretrained and ":" not in config.model
+    if not replaceable or "multimodal_cfg" in model_config(config.model, {}):
+        stand_in = {}
+    return getattr(create_whole(config, where, stand_in), side)
+
+
+def create_whole(config: OpenClipModel, where: str, stand_in: dict[str, Any] | None = None) -> nn.Module:
+    """Build a model with both towers; `stand_in` are arguments that the options may replace."""
     clip = open_clip(where)
-    options = dict(config.create)
-    if not config.pretrained and ":" not in config.model:
-        other = {"text_cfg": OTHER_TEXT} if side == "visual" else {"vision_cfg": OTHER_VISION}
-        options = {**other, **options} if "multimodal_cfg" not in model_config(config.model, {}) else options
+    options = {**(stand_in or {}), **config.create}
     tag = first_tag(config.model, config.tag) if config.pretrained else None
     try:
         with no_vain_retries(wanted=config.pretrained):
-            model = clip.create_model(
+            return clip.create_model(
                 config.model,
                 pretrained=tag,
                 load_weights=config.pretrained,
@@ -77,7 +99,6 @@ def create_tower(config: Any, side: str, where: str) -> nn.Module:
         found = f"no weights of {config.model} ({reason})"
         do = "Set pretrained=false, or fetch them once where there is a network."
         raise CheckpointError.at(f"{where}.pretrained", found, "a network or a cached copy", do) from error
-    return getattr(model, side)
 
 
 def open_clip(where: str) -> Any:
