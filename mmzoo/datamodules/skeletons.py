@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from mmzoo.datamodules.split import SPLITS, SplitConfig, divide
 from mmzoo.datamodules.windows import Within, divide_windows
 from mmzoo.errors import ConfigError, DataError, close_matches
 from mmzoo.modalities.base import Preprocess
+from mmzoo.modalities.joints import LayoutName
 
 
 class Format(str, enum.Enum):
@@ -58,6 +60,8 @@ class Skeletons(DataModule):
         """the .npz or .pkl file, or the folder of .skeleton files"""
         format: Format = Format.AUTO
         """auto, arrays, pyskl or ntu"""
+        layout: LayoutName | None = None
+        """what the joints of the files are (cmu31, …), for models that want another layout; null: theirs"""
         axes: str = "ntvc"
         """axes of the array in an .npz: samples, frames (t), joints (v), coordinates (c), persons (p)"""
         values_key: str = "positions"
@@ -249,7 +253,8 @@ class SampleClips:
         clip, config, prep = self.clips[place], self.data.config, self.data.preprocesses
         inputs: dict[str, Item] = {}
         if "skeleton" in prep:
-            inputs["skeleton"] = prep["skeleton"](clip.read(), generator=generator)
+            motion = dataclasses.replace(clip.read(), layout=config.layout)
+            inputs["skeleton"] = prep["skeleton"](motion, generator=generator)
         if "text" in prep and config.captions:
             sentence = choose(write_captions(config.captions, self.data._name(clip)), generator)
             inputs["text"] = prep["text"](sentence, generator=generator)

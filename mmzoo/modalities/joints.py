@@ -1,12 +1,15 @@
 """Joint layouts by name: what each joint is, which bone it ends, where the centre is, what mirrors into what.
 
-All indices are 0-based. Three-dimensional layouts have y up; images have y down.
+All indices are 0-based. Three-dimensional layouts have y up; images have y down. `CONVERSIONS` says how
+motions in one layout are shown to weights trained on another.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+from mmzoo.errors import ConfigError
 
 
 class LayoutName(str, Enum):
@@ -180,3 +183,48 @@ LAYOUTS: dict[LayoutName, JointLayout] = {
 }
 """The layouts. NTU-25 has Kinect v2's order; COCO-17 image coordinates and the hips' middle as centre; hands
 have the wrist; H2O's hands come in MediaPipe's order, Assembly101's in UmeTrack's."""
+
+_CMU_OF_SPINE = {
+    "spine_base": "root lhipjoint rhipjoint",
+    "spine_mid": "lowerback upperback",
+    "spine_shoulder": "lowerneck",
+    "neck": "upperneck",
+    "head": "head",
+}
+_CMU_OF_LIMB = {
+    "shoulder": "clavicle",
+    "elbow": "humerus",
+    "wrist": "radius",
+    "hand": "wrist",
+    "hand_tip": "fingers",
+    "thumb": "thumb",
+    "hip": "hipjoint",
+    "knee": "femur",
+    "ankle": "tibia",
+    "foot": "foot",
+}
+_CMU_OF_NTU = _CMU_OF_SPINE | {
+    f"{side}_{limb}": f"{side[0]}{bone}" for side in ("left", "right") for limb, bone in _CMU_OF_LIMB.items()
+}
+
+CONVERSIONS: dict[tuple[LayoutName, LayoutName], tuple[tuple[int, ...], ...]] = {
+    (LayoutName.CMU31, LayoutName.NTU25): tuple(
+        tuple(_CMU.index(name) for name in _CMU_OF_NTU[joint].split()) for joint in _NTU
+    ),
+}
+"""(given, wanted) -> for each wanted joint the given ones whose mean stands for it.
+
+CMU names a point after the bone that ends there (Acclaim's files): `lfemur` is the left knee, `lradius` the
+left wrist. Kinect's spine base lies between the hips a little above them, hence the mean with the root.
+"""
+
+
+def conversion(given: LayoutName, wanted: LayoutName) -> tuple[tuple[int, ...], ...]:
+    """Return, for each wanted joint, the given ones whose mean stands for it."""
+    if given is wanted:
+        return tuple((joint,) for joint in range(LAYOUTS[wanted].num_joints))
+    if (given, wanted) not in CONVERSIONS:
+        known = ", ".join(sorted({a.value for a, b in CONVERSIONS if b is wanted} | {wanted.value}))
+        do = f"Use a model of {given.value}, or add the pair to CONVERSIONS."
+        raise ConfigError.at("layout", f"joints of {given.value} for {wanted.value}", known, do)
+    return CONVERSIONS[given, wanted]

@@ -21,15 +21,19 @@ from mmzoo.batch import Item
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.arrays import read_npy
 from mmzoo.modalities.base import Preprocess
-from mmzoo.modalities.joints import LAYOUTS, JointLayout, LayoutName
+from mmzoo.modalities.joints import LAYOUTS, JointLayout, LayoutName, conversion
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Raw skeleton: values (c t v p), NaN or False in `valid` (t v p) where a joint was not seen."""
+    """Raw skeleton: values (c t v p), NaN or False in `valid` (t v p) where a joint was not seen.
+
+    `layout` says what the joints are, where that may not be what the weights expect.
+    """
 
     values: Any
     valid: Any = None
+    layout: LayoutName | None = None
 
 
 class Stream(str, Enum):
@@ -83,6 +87,7 @@ class MotionAugment(schema.Config):
 class SkeletonPreprocess(Preprocess):
     """From raw joint coordinates to the channels (c t v p) and the mask (t v p) that the weights expect.
 
+    Joints of another layout are first brought to this one (`joints.CONVERSIONS`).
     Order: drop empty frames at both ends, cut (training: random stretch, evaluation: the middle), face the
     front, [training: mirror, turn, resize about the centre], centre, scale, [jitter], resample to
     `num_frames`, [shuffle entities], streams.
@@ -188,7 +193,8 @@ class SkeletonPreprocess(Preprocess):
 
     def _checked(self, raw: Any) -> tuple[Float[Tensor, "c t v p"], Bool[Tensor, "t v p"]]:
         motion = raw if isinstance(raw, Motion) else Motion(raw)
-        layout, most = self.config.joints, self.config.entities
+        name: LayoutName = motion.layout or self.config.layout
+        layout, most = LAYOUTS[name], self.config.entities
         try:
             values = torch.as_tensor(motion.values).float()
         except (RuntimeError, TypeError, ValueError) as error:
@@ -196,7 +202,7 @@ class SkeletonPreprocess(Preprocess):
             raise DataError.at("skeleton", found, "an array or tensor", do) from error
         if values.ndim != 4 or values.shape[0] != layout.dims or values.shape[2] != layout.num_joints:
             axes = f"(c={layout.dims}, frames, joints={layout.num_joints}, entities)"
-            expected = f"{axes} for {self.config.layout.value}"
+            expected = f"{axes} for {name.value}"
             do = "Transpose to (c t v p) or choose another layout."
             raise DataError.at("skeleton", f"values {tuple(values.shape)}", expected, do)
         if values.shape[3] > most:
@@ -212,6 +218,8 @@ class SkeletonPreprocess(Preprocess):
         if not bool(seen.any()):
             raise DataError.at("skeleton", "no joint seen in any frame", "at least one", "Drop the sample.")
         values = values.masked_fill(~seen, 0.0)
+        if name is not self.config.layout:
+            values, seen = convert(values, seen, name, self.config.layout)
         room = most - values.shape[3]
         return F.pad(values, (0, room)), F.pad(seen, (0, room), value=False)
 
@@ -252,6 +260,16 @@ class SkeletonPreprocess(Preprocess):
             Stream.VELOCITY: lambda: velocity(values, seen),
         }
         return torch.cat([made[stream]() for stream in self.config.streams]).contiguous()
+
+
+def convert(
+    values: Float[Tensor, "c t v p"], seen: Bool[Tensor, "t v p"], given: LayoutName, wanted: LayoutName
+) -> tuple[Float[Tensor, "c t w p"], Bool[Tensor, "t w p"]]:
+    """Bring joints of one layout to another: each is the mean of its sources, seen where all of them are."""
+    sources = conversion(given, wanted)
+    moved = torch.stack([values[:, :, list(joints)].mean(2) for joints in sources], dim=2)
+    known = torch.stack([seen[:, list(joints)].all(1) for joints in sources], dim=1)
+    return moved * known, known
 
 
 def resample(

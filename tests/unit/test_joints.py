@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from mmzoo.modalities.joints import LAYOUTS, JointLayout, LayoutName
+from mmzoo.errors import ConfigError
+from mmzoo.modalities.joints import LAYOUTS, JointLayout, LayoutName, conversion
 
 EACH = pytest.mark.parametrize("name", list(LayoutName))
 
@@ -95,3 +96,34 @@ def test_cmu_bones_keep_their_length_in_real_motion(shared: pathlib.Path) -> Non
     for child, parent in layout.bones:
         lengths = np.linalg.norm(positions[:, :, child] - positions[:, :, parent], axis=-1)
         assert lengths.std() < 2e-3, (layout.names[child], layout.names[parent])
+
+
+def test_cmu_joints_stand_for_ntu_joints_at_their_places_in_real_motion(shared: pathlib.Path) -> None:
+    windows = np.load(shared / "data" / "cmu_mocap" / "windows.npz")
+    walking = windows["positions"][windows["label"] == "walk"].astype(np.float64)
+    sources = conversion(LayoutName.CMU31, LayoutName.NTU25)
+    body = np.stack([walking[:, :, list(joints)].mean(axis=2) for joints in sources], axis=2)
+    place = {name: body[:, :, i] for i, name in enumerate(LAYOUTS[LayoutName.NTU25].names)}
+
+    def height(name: str) -> float:
+        return float(place[name][..., 1].mean())
+
+    spine = ("spine_base", "spine_mid", "spine_shoulder", "neck", "head")
+    assert [height(name) for name in spine] == sorted(height(name) for name in spine)
+    for side in ("left", "right"):
+        leg = [height(f"{side}_{name}") for name in ("foot", "ankle", "knee", "hip")]
+        assert leg == sorted(leg)
+        knee = (height(f"{side}_knee") - leg[1]) / (leg[3] - leg[1])
+        assert 0.4 < knee < 0.6  # halfway: the femur's end, not its start
+        assert abs(height(f"{side}_shoulder") - height("spine_shoulder")) < 0.1
+        for bone in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle")):
+            ends = [place[f"{side}_{name}"] for name in bone]
+            lengths = np.linalg.norm(ends[0] - ends[1], axis=-1)
+            assert 0.15 < lengths.min() <= lengths.max() < 0.55, bone
+            assert lengths.std(axis=1).max() < 2e-3, bone  # rigid: both ends belong to one limb
+
+
+def test_a_layout_converts_to_itself_and_unknown_pairs_name_the_known() -> None:
+    assert conversion(LayoutName.COCO17, LayoutName.COCO17) == tuple((i,) for i in range(17))
+    with pytest.raises(ConfigError, match="joints of coco17 for ntu25; expected cmu31, ntu25"):
+        conversion(LayoutName.COCO17, LayoutName.NTU25)

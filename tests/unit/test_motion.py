@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mmzoo.errors import ConfigError, DataError
-from mmzoo.modalities.joints import LAYOUTS, LayoutName
+from mmzoo.modalities.joints import LAYOUTS, LayoutName, conversion
 from mmzoo.modalities.motion import Facing, Motion, SkeletonPreprocess, bones, resample, rotation, velocity
 from mmzoo.schema import parse
 
@@ -48,6 +48,27 @@ def test_nan_and_mask_mean_the_same() -> None:
     assert torch.equal(by_nan.values, by_mask.values)
     torch.testing.assert_close(by_nan.values, values * mask, rtol=1e-5, atol=1e-6)
     assert not by_nan.values[:, 3, 7].any()
+
+
+def test_another_layout_is_converted_and_a_joint_is_seen_where_its_sources_are() -> None:
+    values = motion()
+    hole = values.clone()
+    hole[:, 3, LAYOUTS[LayoutName.CMU31].names.index("lowerback")] = float("nan")
+    item = make(layout="ntu25")(Motion(hole, layout=LayoutName.CMU31))
+    sources = conversion(LayoutName.CMU31, LayoutName.NTU25)
+    assert item.values.shape == (3, 12, 25, 2)
+    middle = LAYOUTS[LayoutName.NTU25].names.index("spine_mid")  # the mean of lower and upper back
+    for joint, given in enumerate(sources):
+        expected = torch.stack([values[:, :, g, 0] for g in given]).mean(0)
+        if joint == middle:
+            expected[:, 3] = 0.0
+        torch.testing.assert_close(item.values[:, :, joint, 0], expected)
+    assert item.valid is not None
+    assert (~item.valid[..., 0]).nonzero().tolist() == [[3, middle]]
+    same = make()(Motion(values, layout=LayoutName.CMU31))
+    assert torch.equal(same.values, values)
+    with pytest.raises(DataError, match=r"joints=31, entities\) for cmu31"):
+        make(layout="ntu25")(Motion(motion(joints=25), layout=LayoutName.CMU31))
 
 
 def test_missing_persons_are_absent_not_zero_people() -> None:

@@ -23,6 +23,8 @@ from mmzoo.datamodules.split import SplitConfig
 from mmzoo.datamodules.windows import Within, divide_windows
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.base import Preprocess
+from mmzoo.modalities.joints import LayoutName
+from mmzoo.modalities.motion import SkeletonPreprocess
 
 
 class Raw(Preprocess):
@@ -363,3 +365,14 @@ def test_windows_of_an_only_recording_may_be_drawn_one_by_one() -> None:
     assert not whole[0] & whole[1]  # an action with two recordings still gives a whole one
     stretch = divide_windows(labels, trials, config, 3)
     assert [i for i in stretch["test"] if i >= 20] == [i for i in found["test"] if i >= 20]
+
+
+def test_files_say_their_layout_and_the_model_gets_its_own(windows: Skeletons.Config) -> None:
+    ntu25 = SkeletonPreprocess(SkeletonPreprocess.Config(centre=False, num_frames=None))
+    kept = Skeletons(dataclasses.replace(windows, layout=LayoutName.NTU25), {"skeleton": ntu25}, seed=3)
+    plain = Skeletons(windows, {"skeleton": ntu25}, seed=3)
+    same = [module.source("val").get(0, None).inputs["skeleton"].values for module in (kept, plain)]
+    assert torch.equal(*same)
+    wrong = Skeletons(dataclasses.replace(windows, layout=LayoutName.CMU31), {"skeleton": ntu25}, seed=3)
+    with pytest.raises(DataError, match="joints=31, entities\\) for cmu31"):
+        wrong.source("val").get(0, None)
