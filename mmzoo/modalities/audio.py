@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmzoo.batch import ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.layers.frames import conv_over_time
 from mmzoo.layers.init import trunc_normal_
 from mmzoo.layers.positions import RelativeBias1d
 from mmzoo.layers.rows import scatter_rows, take_rows
@@ -233,6 +234,7 @@ class WaveformExtractor(nn.Module):
         """Build the convolutions."""
         super().__init__()
         widths = [1, *(channels for channels, _, _ in layers)]
+        self.strides = tuple(stride for _, _, stride in layers)
         self.convs = nn.ModuleList(
             nn.Conv1d(width, channels, kernel, stride, bias=False)
             for width, (channels, kernel, stride) in zip(widths[:-1], layers, strict=True)
@@ -243,10 +245,10 @@ class WaveformExtractor(nn.Module):
 
     def forward(self, waves: Float[Tensor, "k t"]) -> Float[Tensor, "k n c"]:
         """Extract the frames."""
-        x = waves[:, None]
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.gelu(norm(conv(x).transpose(1, 2))).transpose(1, 2)
-        return x.transpose(1, 2)
+        x = waves[..., None]
+        for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
+            x = F.gelu(norm(conv_over_time(x, conv.get_parameter("weight"), stride)))
+        return x
 
 
 class PositionalConv(nn.Module):
