@@ -9,6 +9,10 @@ TABLE = {
     "indoor": Row(
         "mmzoo.datamodules.indoor:Indoor", "ray-cast rooms with depth, normals, boundaries, classes, people"
     ),
+    "driving": Row(
+        "mmzoo.datamodules.driving:Driving",
+        "simulated streets: camera and lidar views, boxes, map, occupancy",
+    ),
     "nyud": Row("mmzoo.datamodules.nyud:Nyud", "NYUD-v2 folders: classes, normals, boundaries, depth"),
     "pascal_context": Row(
         "mmzoo.datamodules.pascal_context:PascalContext",

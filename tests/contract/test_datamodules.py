@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from mmzoo import registry, schema
-from mmzoo.batch import IGNORE, Batch, DataInfo, DenseKind, Sample
+from mmzoo.batch import IGNORE, Batch, DataInfo, DenseKind, Sample, SceneKind, Target
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.files import KINDS
 from mmzoo.datamodules.loader import LoaderConfig, ResumableLoader, SampleSource
+from mmzoo.datamodules.scene import CAMERA, LIDAR, OCCUPIED
 from mmzoo.errors import DataError
 from mmzoo.modalities.base import Preprocess
+from mmzoo.modalities.bev import BevGrid, BevPreprocess, VoxelPreprocess
 
 ROWS = sorted(registry.table("datamodules"))
 SPLITS = ("train", "val", "test")
@@ -29,6 +31,9 @@ def preprocesses() -> dict[str, Preprocess]:
     """Return each modality's own, the picture's small."""
     options = {kind: registry.find("modalities", kind).Config().preprocess for kind in KINDS}
     options["image"] = dataclasses.replace(options["image"], size=(16, 16))
+    grid = BevGrid(cells=8, range_m=24.0, map_cells=6, map_range_m=20.0, bottom_m=-1.0, top_m=4.0)
+    options |= {m: BevPreprocess.Config(grid=grid, levels=3) for m in (CAMERA, LIDAR)}
+    options[OCCUPIED] = VoxelPreprocess.Config(grid=grid, levels=3)
     return {kind: option.build() for kind, option in options.items()}
 
 
@@ -57,7 +62,10 @@ def bits(batch: Batch) -> tuple[Any, ...]:
         )
         for m, i in batch.inputs.items()
     }
-    targets = {t: (v.values.tolist(), v.index.tolist()) for t, v in batch.targets.items()}
+    targets = {
+        t: (v.values.tolist(), v.index.tolist(), v.sizes is None or v.sizes.tolist())
+        for t, v in batch.targets.items()
+    }
     subjects = [i.subjects for i in batch.inputs.values()]
     return batch.ids, batch.source, inputs, targets, subjects
 
@@ -66,7 +74,9 @@ def test_options_survive_a_round_trip(fake: Any) -> None:
     assert schema.parse(type(fake), fake.to_dict()) == fake
 
 
-def test_batches_are_valid_and_as_the_info_says(data: DataModule) -> None:
+def test_batches_are_valid_and_as_the_info_says(
+    data: DataModule, preprocesses: dict[str, Preprocess]
+) -> None:
     info = data.info()
     seen: dict[str, set[str]] = {}
     modalities: set[str] = set()
@@ -88,7 +98,7 @@ def test_batches_are_valid_and_as_the_info_says(data: DataModule) -> None:
     assert not seen["train"] & seen["val"]
     assert not seen["train"] & seen["test"]
     assert not seen["val"] & seen["test"]
-    assert modalities == set(info.modalities) & set(KINDS)
+    assert modalities == set(info.modalities) & set(preprocesses)
 
 
 def check_labels(batch: Batch, info: DataInfo) -> None:
@@ -97,6 +107,8 @@ def check_labels(batch: Batch, info: DataInfo) -> None:
         assert name in labels
         if name in info.dense:
             check_dense(target.values, info.dense[name], len(labels[name]), batch)
+        elif name in info.scene:
+            check_scene(target, info.scene[name], len(labels[name]))
         elif target.values.ndim == 1:
             assert target.values.dtype == torch.int64
             assert 0 <= int(target.values.min()) <= int(target.values.max()) < len(labels[name])
@@ -120,6 +132,24 @@ def check_dense(values: Tensor, kind: DenseKind, channels: int, batch: Batch) ->
     else:
         assert (real >= 0).all()
         assert kind is DenseKind.DEPTH or (real <= 1).all()
+
+
+def check_scene(target: Target, kind: SceneKind, classes: int) -> None:
+    values = target.values
+    if kind is SceneKind.BOXES_3D:
+        assert target.sizes is not None
+        boxes = torch.cat(target.rows())
+        assert (boxes.ndim, boxes.shape[1], boxes.dtype) == (2, 10, torch.float32)
+        assert bool((boxes[:, 3:6] > 0).all())
+        assert bool((boxes[:, 9] == boxes[:, 9].round()).all())
+        assert not len(boxes) or 0 <= float(boxes[:, 9].min()) <= float(boxes[:, 9].max()) < classes
+    elif kind is SceneKind.GROUND_MAP:
+        assert (values.ndim, values.shape[1], values.dtype) == (4, classes, torch.float32)
+        assert set(values.unique().tolist()) <= {0.0, 1.0}
+    else:
+        assert (values.ndim, values.dtype) == (4, torch.int64)
+        real = values[values != IGNORE]
+        assert 0 <= int(real.min()) <= int(real.max()) < classes
 
 
 def test_same_seed_same_bits_other_seed_other_order(fake: Any, preprocesses: dict[str, Preprocess]) -> None:

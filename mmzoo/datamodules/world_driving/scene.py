@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from mmzoo import schema
+
 Array = np.ndarray
 Generator = np.random.Generator
 MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
@@ -29,8 +31,10 @@ SHARES = np.array([0.4, 0.07, 0.02, 0.04, 0.04, 0.08, 0.06, 0.06, 0.16, 0.07])
 DRIVABLE, WALKWAY, GROUND, BUILDING, PLANTS, CARPARK = range(11, 17)
 """Voxel classes beyond free (0) and the box classes (1 … 10)."""
 NUM_VOXEL_CLASSES = 17
-BOTTOM_M, TOP_M = -1.0, 4.0
-"""Height span of the voxels; the ground is at 0."""
+VOXEL_CLASSES = (
+    *("free", *BOX_CLASSES),
+    *("driveable_surface", "sidewalk", "terrain", "building", "vegetation", "carpark"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,41 @@ class Layout:
         return np.stack([road, zebra, walk, stop, park, divider]).astype(np.float32)
 
 
-def street(
-    rng: Generator, cells: int, range_m: float, map_cells: int, map_range_m: float, levels: int
-) -> Street:
+@dataclass(kw_only=True)
+class StreetGrids(schema.Config):
+    """Where the cells of views, map and voxels lie."""
+
+    cells: int = 32
+    """cells of the views along x and y"""
+    range_m: float = 27.0
+    """the views reach from -range to +range"""
+    map_cells: int = 40
+    """cells of the map"""
+    map_range_m: float = 25.0
+    """the map reaches from -range to +range"""
+    levels: int = 4
+    """voxels along z"""
+    bottom_m: float = -1.0
+    """height of the lowest voxels' lower side; the ground is at 0"""
+    top_m: float = 4.0
+    """height of the highest voxels' upper side"""
+
+
+def street(rng: Generator, grids: StreetGrids) -> Street:
     """Draw a street and raster it on the grids of boxes, map and voxels."""
+    cells, range_m, levels = grids.cells, grids.range_m, grids.levels
     layout = Layout.draw(rng)
     boxes, classes = _objects(rng, layout, range_m)
-    truth = layout.classes(*_centres(map_cells, map_range_m))
+    truth = layout.classes(*_centres(grids.map_cells, grids.map_range_m))
     x, y = _centres(cells, range_m)
     occupancy = np.zeros((levels, cells, cells), dtype=np.int64)
     _ground(occupancy, layout.classes(x, y))
     _background(rng, occupancy, layout, x, y)
-    height = (TOP_M - BOTTOM_M) / levels
+    height = (grids.top_m - grids.bottom_m) / levels
     for box, kind in zip(boxes, classes, strict=True):
         inside = _inside(box, x, y, 2 * range_m / cells)
         for level in range(1, levels):
-            bottom = BOTTOM_M + level * height
+            bottom = grids.bottom_m + level * height
             if bottom < box[2] + box[5] / 2:
                 occupancy[level][inside] = 1 + kind
     return Street(truth, boxes.astype(np.float32), classes, occupancy)

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.datamodules.world_driving.scene import MAP_CLASSES, NUM_VOXEL_CLASSES, Street, street
+from mmzoo.datamodules.world_driving.scene import (
+    MAP_CLASSES,
+    NUM_VOXEL_CLASSES,
+    Street,
+    StreetGrids,
+    street,
+)
+from mmzoo.errors import ConfigError
 
 Array = np.ndarray
 WEIGHTS_SEED = 20_240_601
@@ -18,39 +25,43 @@ WEIGHTS_SEED = 20_240_601
 
 
 @dataclass(kw_only=True)
-class DrivingConfig(schema.Config):
-    """Sizes and noise of the simulated streets."""
+class SensorConfig(schema.Config):
+    """How well the sensors see."""
 
-    cells: int = 32
-    """cells of the views along x and y"""
-    range_m: float = 27.0
-    """the views reach from -range to +range"""
-    map_cells: int = 40
-    """cells of the map"""
-    map_range_m: float = 25.0
-    """the map reaches from -range to +range"""
-    levels: int = 4
-    """voxels along z"""
-    camera_channels: int = 16
-    """channels of the camera-like view"""
     noise: float = 0.3
-    """standard deviation of what is added to both views"""
+    """standard deviation of what is added to the camera's features; the lidar gets a third of it"""
     blur_share: float = 1.5
     """how the camera's blur grows with distance: standard deviation in cells at the view's edge"""
     return_m: float = 18.0
-    """distance at which half of the lidar's columns come back empty"""
+    """distance at which half of the lidar's columns come back empty, in metres"""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in (("noise", 0.0), ("blur_share", 0.1), ("return_m", 0.1)):
+            value = getattr(self, name)
+            if not value >= least:
+                raise ConfigError.at(name, f"{value:g}", f"at least {least:g}", f"Set {name}={least:g}.")
+
+
+@dataclass(kw_only=True)
+class DrivingConfig(SensorConfig, StreetGrids):
+    """Sizes of the simulated streets, and how well they are seen."""
+
+    camera_channels: int = 16
+    """channels of the camera-like view"""
 
 
 @dataclass(frozen=True)
 class Scenes:
     """A batch of streets.
 
-    Shape: camera (b c y x), lidar (b z+3 y x), map (b 6 hm wm), occupancy (b z y x); boxes (n 9) and classes
-    (n) of each scene.
+    Shape: camera (b c y x), lidar (b z+3 y x), occupied (b z y x) the voxels that returned points, map
+    (b 6 hm wm), occupancy (b z y x); boxes (n 9) and classes (n) of each scene.
     """
 
     camera: Float[Tensor, "b c y x"]
     lidar: Float[Tensor, "b l y x"]
+    occupied: Bool[Tensor, "b z y x"]
     map: Float[Tensor, "b k hm wm"]
     occupancy: Int[Tensor, "b z y x"]
     boxes: tuple[Float[Tensor, "_ 9"], ...]
@@ -64,25 +75,39 @@ def lidar_channels(config: DrivingConfig) -> int:
 
 def scenes(config: DrivingConfig, seed: int, numbers: range | list[int]) -> Scenes:
     """Simulate the streets of these numbers; each depends on (seed, number) alone."""
-    rows = [_scene(config, seed, number) for number in numbers]
-    streets = [made for made, _, _ in rows]
-    camera = torch.from_numpy(np.stack([view for _, view, _ in rows]))
-    lidar = torch.from_numpy(np.stack([view for _, _, view in rows]))
+    seen = [see(config, seed, number) for number in numbers]
+
+    def stack(rows: list[Array]) -> Tensor:
+        return torch.from_numpy(np.stack(rows))
+
     return Scenes(
-        camera,
-        lidar,
-        torch.from_numpy(np.stack([s.map for s in streets])),
-        torch.from_numpy(np.stack([s.occupancy for s in streets])),
-        tuple(torch.from_numpy(s.boxes) for s in streets),
-        tuple(torch.from_numpy(s.classes) for s in streets),
+        stack([s.camera for s in seen]),
+        stack([s.lidar for s in seen]),
+        stack([s.occupied for s in seen]),
+        stack([s.street.map for s in seen]),
+        stack([s.street.occupancy for s in seen]),
+        tuple(torch.from_numpy(s.street.boxes) for s in seen),
+        tuple(torch.from_numpy(s.street.classes) for s in seen),
     )
 
 
-def _scene(config: DrivingConfig, seed: int, number: int) -> tuple[Street, Array, Array]:
+@dataclass(frozen=True)
+class Seen:
+    """One street and what the sensors make of it."""
+
+    street: Street
+    camera: Float[Array, "c y x"]
+    lidar: Float[Array, "l y x"]
+    occupied: Bool[Array, "z y x"]
+
+
+def see(config: DrivingConfig, seed: int, number: int) -> Seen:
+    """Simulate one street; it depends on (seed, number) alone."""
     rng = np.random.default_rng((seed, number))
-    c = config
-    made = street(rng, c.cells, c.range_m, c.map_cells, c.map_range_m, c.levels)
-    return made, camera_view(c, made, rng), lidar_view(c, made, rng)
+    made = street(rng, config)
+    camera = camera_view(config, made, rng)
+    returned = rng.random((config.cells, config.cells)) < 1 / (1 + (_distance(config) / config.return_m) ** 4)
+    return Seen(made, camera, lidar_view(config, made, returned, rng), (made.occupancy > 0) & returned[None])
 
 
 def camera_view(config: DrivingConfig, made: Street, rng: np.random.Generator) -> Float[Array, "c y x"]:
@@ -115,20 +140,20 @@ def camera_view(config: DrivingConfig, made: Street, rng: np.random.Generator) -
     return np.moveaxis(mixed + rng.normal(0, config.noise, seen.shape), -1, 0).astype(np.float32)
 
 
-def lidar_view(config: DrivingConfig, made: Street, rng: np.random.Generator) -> Float[Array, "l y x"]:
-    """Return which voxels gave points, the density, and the motion of what moves; no classes.
+def lidar_view(
+    config: DrivingConfig, made: Street, returned: Bool[Array, "y x"], rng: np.random.Generator
+) -> Float[Array, "l y x"]:
+    """Return which voxels gave points, the motion of what moves, and where points came back; no classes.
 
     Why: lidar tells places and sizes well, but what things are badly, and returns thin out with distance.
     """
-    distance = _distance(config)
-    seen = rng.random(distance.shape) < 1 / (1 + (distance / config.return_m) ** 4)
-    filled = (made.occupancy > 0) & seen[None]
-    motion = np.zeros((2, *distance.shape))
+    filled = (made.occupancy > 0) & returned[None]
+    motion = np.zeros((2, *returned.shape))
     cell = 2 * config.range_m / config.cells
     for box in made.boxes:
         column, row = ((box[:2] + config.range_m) / cell).astype(int).clip(0, config.cells - 1)
         motion[:, row, column] = box[7:9] / 5.0
-    view = np.concatenate([filled, motion * seen, seen[None]])
+    view = np.concatenate([filled, motion * returned, returned[None]])
     return (view + rng.normal(0, config.noise / 3, view.shape)).astype(np.float32)
 
 
