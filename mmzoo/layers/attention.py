@@ -110,6 +110,17 @@ class Segments:
             self.cache["logits"] = tuple(_merge(b, m) for b, m in zip(biases, masks, strict=True))
         return self.cache["logits"]
 
+    def visible(self, heads: int, device: torch.device) -> Int[Tensor, "t _"]:
+        """Return how many keys each row may look at; for each head where the masks differ by head."""
+        counts: list[Tensor] = []
+        for span in self.spans:
+            mask = self._mask(span, heads, device)
+            seen = torch.full((1, 1, 1), span.length, device=device) if mask is None else mask.sum(-1)
+            seen = seen.expand(span.count, -1, span.length).transpose(1, 2)
+            counts.append(seen.reshape(-1, seen.shape[2]))
+        width = max((seen.shape[1] for seen in counts), default=1)
+        return torch.cat([seen.expand(-1, width) for seen in counts])
+
     def _mask(self, span: Span, heads: int, device: torch.device) -> Tensor | None:
         if self.mask_mod is None and not self.is_causal:
             return None

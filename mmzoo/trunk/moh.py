@@ -5,6 +5,7 @@ Axis letters: t tokens, h heads (the first s shared, the other r routed), k acti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from mmzoo.errors import ConfigError
 from mmzoo.layers.attention import prepare
 from mmzoo.layers.low_rank import linear
 from mmzoo.trunk.attention import MultiHeadAttention, QkvBias, attend_rows, segments_of
-from mmzoo.trunk.base import Aux, InitFromMha, MixerContext, TokenMixer
+from mmzoo.trunk.base import Aux, InitFromMha, MixerContext, TokenMixer, num_weights
 from mmzoo.trunk.plan import SeqInfo
 from mmzoo.trunk.router import Routing
 from mmzoo.trunk.routing_stats import SUFFIX, RoutingRecord
@@ -91,6 +92,7 @@ class MixtureOfHeads(TokenMixer):
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.sub_norm else None
         self.out = nn.Linear(width, dim)
+        self.cosine = config.cosine(num_heads, self.head_dim)
         learned = config.router is HeadRouter.LEARNED
         routes = learned and self.top_k > 0
         self.wg = nn.Parameter(torch.randn(self.routed, dim) * TIE_NOISE_STD) if routes else None
@@ -135,7 +137,7 @@ class MixtureOfHeads(TokenMixer):
         if self.kv_heads < self.num_heads:
             k, v = (part.repeat_interleave(self.num_heads // self.kv_heads, dim=1) for part in (k, v))
         qkv = torch.stack([q, k, v], dim=1)
-        heads = attend_rows(qkv, seq, ctx.layer, self.config.backend)  # pyright: ignore[reportCallIssue] disable() is untyped
+        heads = attend_rows(qkv, seq, ctx.layer, self.config.backend, self.cosine)  # pyright: ignore[reportCallIssue] disable() is untyped
         if self.head_gain is not None:
             heads = heads * self.head_gain[:, None]
         y = (heads * gates.to(heads.dtype)[:, :, None]).flatten(1)
@@ -184,7 +186,14 @@ class MixtureOfHeads(TokenMixer):
 
     def prepare(self, seq: SeqInfo, layer: int) -> None:
         """Merge bias and masks of the layer."""
-        prepare(segments_of(seq, layer), self.num_heads, seq.cu_seqlens.device, self.config.backend)
+        segments = segments_of(seq, layer, self.cosine)
+        prepare(segments, self.num_heads, seq.cu_seqlens.device, self.config.backend)
+
+    def flops(self, lengths: Sequence[int]) -> int:
+        """Count all heads: those left out are computed too; not the network of a cosine bias."""
+        weights = num_weights(self) - (0 if self.cosine is None else num_weights(self.cosine))
+        width = self.num_heads * self.head_dim
+        return 2 * weights * sum(lengths) + 4 * width * sum(n * n for n in lengths)
 
     @classmethod
     def from_mha(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

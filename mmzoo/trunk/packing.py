@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from mmzoo.batch import TokenSequence
 from mmzoo.errors import ShapeError, close_matches
 from mmzoo.layers.rows import scatter_rows, take_rows
 from mmzoo.trunk.plan import Run, SeqInfo
-from mmzoo.trunk.run_bias import run_biases
+from mmzoo.trunk.run_bias import is_prefix, run_biases
 
 Groups = Sequence[Sequence[TokenSequence]]
 
@@ -110,7 +110,9 @@ def lay_out(
         segment_of_row=first.valid.new_zeros(0, dtype=torch.int64) if row_segments is None else row_segments,
         order=order,
         inverse=inverse,
-        grids=_grids(groups, segments),
+        grids=_by_piece(groups, segments, lambda s: s.grids),
+        prefixes=_by_piece(groups, segments, lambda s: (s.num_prefix,) * len(s)),
+        kept=_by_piece(groups, segments, _kept),
         padding_ratio=sum(s.valid.numel() for group in groups for s in group) / max(total, 1),
         is_causal=is_causal,
         mask_mod=mask_mod,
@@ -319,16 +321,26 @@ def _slices(groups: Groups, parts: list[Part]) -> dict[str, tuple[int, int]]:
     return slices
 
 
-def _grids(groups: Groups, segments: list[_Segment]) -> tuple[tuple[tuple[int, ...] | None, ...], ...]:
-    grids = [[s.grids for s in group] for group in groups]
+def _by_piece(
+    groups: Groups, segments: list[_Segment], of: Callable[[TokenSequence], Sequence[Any] | None]
+) -> tuple[tuple[Any, ...], ...]:
+    """Return for each piece of each segment what `of` says of its row; None where it says nothing."""
+    values = [[of(s) for s in group] for group in groups]
     return tuple(
         tuple(
-            None if (own := grids[s.group][i]) is None else own[row]
+            None if (own := values[s.group][i]) is None else own[row]
             for i, row in enumerate(s.rows)
             if row >= 0
         )
         for s in segments
     )
+
+
+def _kept(s: TokenSequence) -> list[tuple[int, ...] | None] | None:
+    """Return the places of the real tokens in each row with holes."""
+    if is_prefix(s):
+        return None
+    return [tuple(row.nonzero()[:, 0].tolist()) for row in s.valid]
 
 
 def _flat(s: TokenSequence) -> Float[Tensor, "p d"]:

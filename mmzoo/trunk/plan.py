@@ -44,7 +44,9 @@ class SeqInfo:
     order. order / inverse: permutation buffer -> attention order and back, None where the two agree:
     attention = buffer[order], buffer = attention[inverse]. cu_seqlens: int32 [s+1] in attention order,
     on the buffer's device; max_length: longest segment. segment_of_row: int64 [t], the segment (in
-    attention order) of each buffer row. grids: per segment, per piece. mask_mod(segment, head, query,
+    attention order) of each buffer row. grids: per segment, per piece; prefixes: likewise how many tokens
+    stand before the grid's; kept: likewise which tokens of the padded row are real, None where they are its
+    first ones. mask_mod(segment, head, query,
     key) -> True where a query may look at a key; positions count within the segment, arguments are
     broadcastable integer tensors. biases: none, one tuple for all layers, or one a layer; each has an
     additive logit tensor (1 or count, h, length, length), or None, for every run. task_spans: whose copies
@@ -61,6 +63,8 @@ class SeqInfo:
     order: Int[Tensor, " t"] | None = None
     inverse: Int[Tensor, " t"] | None = None
     grids: tuple[tuple[tuple[int, ...] | None, ...], ...] = ()
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    kept: tuple[tuple[tuple[int, ...] | None, ...], ...] = ()
     padding_ratio: float = 1.0
     is_causal: bool = False
     mask_mod: Callable[..., Tensor] | None = None

@@ -37,7 +37,7 @@ def run_biases(
                 "trunk", found, "none, one, or one a layer", "Mend the adapter's relative bias."
             )
     corners = _Corners()
-    prefix = [[_is_prefix(s) for s in group] for group in groups]
+    prefix = [[is_prefix(s) for s in group] for group in groups]
     made: list[list[Tensor | None]] = [[] for _ in range(depth)]
     for run in runs:
         for g, name, length in run.pieces:
@@ -160,7 +160,7 @@ def _take(bias: Bias, rows: list[int]) -> Bias:
     return bias.index_select(0, torch.tensor(rows).to(bias.device, non_blocking=True))
 
 
-def _is_prefix(s: TokenSequence) -> bool:
+def is_prefix(s: TokenSequence) -> bool:
     """Say whether the real tokens of every row come first."""
     valid = s.valid
     return not bool((valid[:, 1:] & ~valid[:, :-1]).any())
