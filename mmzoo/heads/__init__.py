@@ -19,5 +19,8 @@ TABLE = {
     "multilabel_mlp": Row(
         "mmzoo.heads.classifier:MultiLabelMlpHead", "pooled -> hidden layer -> one independent logit a label"
     ),
+    "choice_mlp": Row(
+        "mmzoo.heads.choice:ChoiceMlpHead", "pooled -> hidden layer -> one score for each answer of a sample"
+    ),
     "multilabel": Row("mmzoo.heads.classifier:MultiLabelHead", "pooled -> one independent logit a label"),
 }

@@ -21,6 +21,8 @@ class Head(nn.Module, schema.Configurable):
     """
 
     gives: ClassVar[PredictionKind]
+    takes_several: ClassVar[bool] = False
+    """Whether a sample may have several rows: its prediction is then one for each of its entries."""
 
     def __init__(self, config: Any, *, dim: int, passes: tuple[str, ...]) -> None:
         """Keep the options, the trunk's width and the passes."""

@@ -62,6 +62,7 @@ class ContrastiveHead(Head):
 
     gives: ClassVar[PredictionKind] = PredictionKind.VECTORS
     is_embedding: ClassVar[bool] = True
+    takes_several: ClassVar[bool] = True
 
     def __init__(self, config: Config, *, dim: int, passes: tuple[str, ...]) -> None:
         """Build a pool and a projection for each pass."""

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import Batch, DataInfo, DenseKind, ModelOutput, Prediction
+from mmzoo.batch import Batch, DataInfo, DenseKind, ModelOutput, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.metrics.base import Metric, MetricContext
 from mmzoo.models.multimodal import JOINT, HeadSpec, MultimodalModel
@@ -142,6 +142,8 @@ def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo
             expected = f"{gives.value}, which the head gives"
             faults.append(str(ConfigError.at(f"{where}.{part}", found, expected, do)))
         faults += _dense_faults(f"{where}.{part}", options, task.target, info)
+    parts = {"head": spec.head, **dict(readers)}
+    faults += _several_faults(where, parts, {m for p in spec.passes for m in p.split(JOINT)}, info)
     try:
         task.objective.build().check(tuple(spec.passes))
     except ConfigError as error:
@@ -155,6 +157,25 @@ def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo
                 str(ConfigError.at(place, f"no label {target!r} in the data", "one of its labels", do))
             )
     return faults
+
+
+def _several_faults(where: str, parts: Mapping[str, Any], read: set[str], info: DataInfo) -> list[str]:
+    """Return a line for each part that takes one entry a sample where the data give several, or that chooses
+    among several where they give one."""
+    several = {m: n for m, n in info.several.items() if m in read}
+    if not several:
+        if getattr(type(parts["head"]).owner, "gives", None) is not PredictionKind.CHOICES:
+            return []
+        do = "Set data.choices.column."
+        found, expected = "answers to choose from", "data with several entries of a modality that it reads"
+        return [str(ConfigError.at(f"{where}.head", found, expected, do))]
+    name, count = next(iter(several.items()))
+    do = "Choose another, or give samples one entry (data.captions.evaluate=first)."
+    return [
+        str(ConfigError.at(f"{where}.{part}", "takes one entry a sample", f"{count} of {name}", do))
+        for part, options in parts.items()
+        if not getattr(type(options).owner, "takes_several", False)
+    ]
 
 
 def _dense_faults(where: str, options: Any, target: str, info: DataInfo) -> list[str]:

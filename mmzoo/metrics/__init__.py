@@ -4,6 +4,9 @@ from mmzoo.registry import Row
 
 TABLE = {
     "accuracy": Row("mmzoo.metrics.classify:Accuracy", "top-k and mean-class accuracy, confusion matrix"),
+    "choice_accuracy": Row(
+        "mmzoo.metrics.choice:ChoiceAccuracy", "share of samples whose right answer scores highest"
+    ),
     "map": Row(
         "mmzoo.metrics.classify:MeanAveragePrecision", "macro mean average precision of multi-label scores"
     ),

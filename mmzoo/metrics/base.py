@@ -44,6 +44,8 @@ class Metric(schema.Configurable):
     reads: ClassVar[PredictionKind]
     needs_reference: bool = False
     needs_class_vectors: bool = False
+    takes_several: ClassVar[bool] = False
+    """Whether a sample may have several rows, one for each of its entries."""
 
     def update(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> Any:
         """Return the state of one batch."""

@@ -1,4 +1,5 @@
-"""The state that the metrics share: arrays with one row a sample, kept by pass and by sample id.
+"""The state that the metrics share: arrays with one row a sample, or a row for each of its entries where it
+ has several, kept by pass and by sample id.
  Samples that come twice (a sampler that pads the last batch of a rank, an overlap of shards) count once,
 however the states were merged.
 """
@@ -7,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mmzoo.batch import Batch, Prediction
+from mmzoo.batch import Batch, Prediction, entry_of_row, has_several
 from mmzoo.errors import ConfigError, ShapeError
+
+ENTRY = "entry"
+"""Column that counts the rows of a sample which has several; without it a sample has one row."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of equal length by name, and the id of each row. Ids may repeat until `once()`."""
+    """Columns of equal length by name, and the id of each row. What comes twice is dropped by `joined`."""
 
     ids: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
@@ -46,10 +51,11 @@ def merge(a: RowsByPass, b: RowsByPass) -> RowsByPass:
 
 
 def joined(parts: tuple[Rows, ...]) -> Rows:
-    """Return all rows, each sample once (as first seen)."""
+    """Return all rows, each sample, or entry of a sample, once (as first seen)."""
     parts = tuple(part for part in parts if len(part))
     ids = [i for part in parts for i in part.ids]
-    first = {sample: row for row, sample in reversed(list(enumerate(ids)))}
+    keys = [key for part in parts for key in _keys(part)]
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
     keep = np.sort(np.fromiter(first.values(), dtype=np.int64, count=len(first)))
     columns = {k: np.concatenate([part[k] for part in parts]) for k in parts[0].columns} if parts else {}
     whole = Rows(tuple(ids), columns)
@@ -62,23 +68,36 @@ def by_pass(state: RowsByPass) -> dict[str, Rows]:
     return {p: rows for p, rows in found.items() if len(rows)}
 
 
+def _keys(part: Rows) -> list[Any]:
+    """Return what must not come twice: ids, with the number of the entry where those are counted."""
+    if ENTRY not in part.columns:
+        return list(part.ids)
+    return list(zip(part.ids, part[ENTRY].tolist(), strict=True))
+
+
 def plain(name: str, prediction: Prediction, batch: Batch) -> Rows:
-    """Return the predictions of one pass as a column `values` (float32)."""
+    """Return the predictions of one pass as a column `values` (float32), and which entry of its sample each
+    is."""
     values = prediction.values.detach().float().cpu().numpy()
     if values.ndim != 2:
         raise ShapeError.at(
             f"metric/{name}", f"predictions {values.shape}", "(rows, width)", "Use another head."
         )
-    return Rows(tuple(batch.ids[i] for i in prediction.index.tolist()), {"values": values})
+    ids = tuple(batch.ids[i] for i in prediction.index.tolist())
+    return Rows(ids, {"values": values, ENTRY: entry_of_row(prediction.index).numpy()})
 
 
 def labelled(name: str, prediction: Prediction, batch: Batch, target: str) -> Rows:
-    """Return `values` and `labels` of those rows of one pass that have the label."""
+    """Return `values` and `labels` of those rows of one pass that have the label; one row a sample."""
     if not target:
         raise ConfigError.at(
             "metric", "no target", "the name of a label", "Set the task's target, or drop the metric."
         )
-    rows = plain(name, prediction, batch)
+    if has_several(prediction.index):
+        do = "Drop the metric, or give samples one entry (data.captions.evaluate=first)."
+        raise ShapeError.at(f"metric/{name}", "samples with several entries", "one row a sample", do)
+    whole = plain(name, prediction, batch)
+    rows = Rows(whole.ids, {"values": whole["values"]})
     found = batch.targets.get(target)
     if found is None:
         return Rows((), {"values": rows["values"][:0], "labels": np.zeros(0, dtype=np.int64)})

@@ -9,18 +9,20 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmzoo.batch import TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.models.entries import owned
 from mmzoo.trunk.packing import join
 
 
 @dataclass(frozen=True)
 class Encoding:
     """The sequences of a pass, the same after each tapped number of blocks, ascending, and the feature maps
-    (k c h w) that the adapter's own backbone gave along.
+    (k c h w) that the adapter's own backbone gave along. `owners`: where samples have several entries, the
+    sample of each row number of the sequences.
 
     Why: tasks that see the same share this object, so that joining and laying on a grid is done once.
     """
@@ -29,11 +31,13 @@ class Encoding:
     sequences: Sequence[TokenSequence]
     taps: Sequence[Sequence[TokenSequence]] = ()
     backbone: Sequence[Tensor] = ()
+    owners: Int[Tensor, " e"] | None = None
 
     @functools.cached_property
     def joined(self) -> TokenSequence:
         """The sequences of each sample, one behind the other."""
-        return self.sequences[0] if len(self.sequences) == 1 else join(self.sequences)
+        found = self.sequences[0] if len(self.sequences) == 1 else join(self.sequences)
+        return owned(found, self.owners)
 
     @functools.cached_property
     def picture(self) -> int:

@@ -22,6 +22,7 @@ from mmzoo.heads.masked import Hidden, MaskedHead
 from mmzoo.modalities.base import ModalityAdapter, Preprocess
 from mmzoo.models.dense import Maps, build_decoder, decode, is_dense
 from mmzoo.models.encoding import Encoding
+from mmzoo.models.entries import check_single, spread
 from mmzoo.models.finetune.freeze import settle
 from mmzoo.models.finetune.graft import donors
 from mmzoo.models.finetune.prepare import FineTuneConfig, prepare
@@ -239,6 +240,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
             if task not in self.heads:
                 do = close_matches(task, self.heads)
                 raise ConfigError.at("model", f"no head {task!r}", "one that the model was built with", do)
+            if not getattr(self.heads[task], "takes_several", False):
+                check_single(batch, self.passes[task], f"heads.{task}")
         masked = {t: h for t in chosen if isinstance(h := self.heads[t], MaskedHead)}
         reads = {t: masked[t].teachers() if t in masked else self.passes[t] for t in chosen}
         wanted = dict.fromkeys(p for own in reads.values() for p in own)
@@ -314,8 +317,10 @@ class MultimodalModel(nn.Module, schema.Configurable):
         embedded = {
             m: self.embedded(m, batch.inputs[m]) for m in needed if m in batch.inputs and len(batch.inputs[m])
         }
-        groups = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in passes}
-        groups = {p: g for p, g in groups.items() if g}
+        present = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in passes}
+        spreads = {p: spread(g, p) for p, g in present.items() if g}
+        groups: dict[str, Sequence[TokenSequence]] = {p: s.group for p, s in spreads.items()}
+        owners = {p: s.owners for p, s in spreads.items()}
         ctx = ctx or MixerContext(training=self.training)
         students = Students()
         if masked:
@@ -326,9 +331,10 @@ class MultimodalModel(nn.Module, schema.Configurable):
         whole = {p for task, own in tasks.items() if task not in masked for p in own}
         still = still_passes(groups, whole | set(students.groups), self.adapters, self.trunk)
         reads = {task: [*own, *students.keys(task)] for task, own in tasks.items()}
-        encoded = self._run({p: g for p, g in groups.items() if p not in still}, ctx, reads)
+        encoded = self._run({p: g for p, g in groups.items() if p not in still}, ctx, reads, owners)
         with torch.no_grad():
-            calm = self._run({p: groups[p] for p in still}, dataclasses.replace(ctx, stats={}), reads)
+            apart = dataclasses.replace(ctx, stats={})
+            calm = self._run({p: groups[p] for p in still}, apart, reads, owners)
         return dataclasses.replace(encoded.beside(calm), hidden=students.hidden)
 
     def _run(
@@ -336,8 +342,9 @@ class MultimodalModel(nn.Module, schema.Configurable):
         groups: Mapping[str, Sequence[TokenSequence]],
         ctx: MixerContext,
         tasks: Mapping[str, Sequence[str]],
+        owners: Mapping[str, Tensor | None],
     ) -> Encoded:
-        """Run passes through the trunk in one packed buffer."""
+        """Run passes through the trunk in one packed buffer; `owners` as `spread` gives them."""
         if not groups:
             return Encoded(stats=ctx.stats)
         places = {p: i for i, p in enumerate(groups)}
@@ -346,8 +353,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
         taps = self._taps() if any(task in self.dense for task in tasks) else ()
         out = self.trunk(list(groups.values()), ctx, taps=taps, tasks=reads)
         if not out.tasks:
-            return Encoded(_encodings(groups, out, groups), {}, out.aux, ctx.stats)
-        views = {task: _encodings(present[task], view, groups) for task, view in out.tasks.items()}
+            return Encoded(_encodings(groups, out, groups, owners), {}, out.aux, ctx.stats)
+        views = {task: _encodings(present[task], view, groups, owners) for task, view in out.tasks.items()}
         return Encoded({}, views, out.aux, ctx.stats)
 
     def embed(self, batch: Batch, task: str | None = None) -> dict[str, Prediction]:
@@ -414,13 +421,17 @@ class MultimodalModel(nn.Module, schema.Configurable):
 
 
 def _encodings(
-    passes: Iterable[str], out: TrunkOutput, given: Mapping[str, Sequence[TokenSequence]]
+    passes: Iterable[str],
+    out: TrunkOutput,
+    given: Mapping[str, Sequence[TokenSequence]],
+    owners: Mapping[str, Tensor | None],
 ) -> dict[str, Encoding]:
     """Put together, for each pass, its final sequences, those of each tap, and the maps that came along."""
     found: dict[str, Encoding] = {}
     for i, p in enumerate(passes):
         maps = next((s.levels for s in given[p] if s.levels), ())
-        found[p] = Encoding(p, out.groups[i], [groups[i] for groups in out.taps.values()], maps)
+        taps = [groups[i] for groups in out.taps.values()]
+        found[p] = Encoding(p, out.groups[i], taps, maps, owners.get(p))
     return found
 
 

@@ -15,6 +15,12 @@ TABLE = {
     "cross_entropy": Row(
         "mmzoo.objectives.classify:CrossEntropy", "softmax cross-entropy with label smoothing"
     ),
+    "choice_hinge": Row(
+        "mmzoo.objectives.choice:ChoiceHinge", "the right answer leads the others by a margin (ONE-PEACE)"
+    ),
+    "choice_cross_entropy": Row(
+        "mmzoo.objectives.choice:ChoiceCrossEntropy", "softmax cross-entropy over the answers of a sample"
+    ),
     "bce": Row("mmzoo.objectives.classify:BinaryCrossEntropy", "multi-label binary cross-entropy"),
     "dense_cross_entropy": Row(
         "mmzoo.objectives.dense:DenseCrossEntropy", "softmax cross-entropy of every pixel's class"

@@ -22,6 +22,8 @@ class Objective(schema.Configurable):
 
     reads: ClassVar[PredictionKind]
     depends_on_batch: ClassVar[bool] = False
+    takes_several: ClassVar[bool] = False
+    """Whether a sample may have several rows, one for each of its entries."""
 
     def passes(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Name the passes whose predictions it needs, given the model's modalities; empty means whatever the

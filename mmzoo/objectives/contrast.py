@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import Batch, Prediction, PredictionKind
-from mmzoo.errors import ConfigError
+from mmzoo.batch import Batch, Prediction, PredictionKind, has_several
+from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers import distributed
 from mmzoo.layers.contrast import Keys
 from mmzoo.layers.contrast_loss import infonce_sums, sigmoid_sums
@@ -44,11 +44,14 @@ class Contrast(Objective):
 
     total.count is the number of rows over all pairs, so that each row of each pair weighs the same; parts are
     named `image~text`. While gradients are wanted, rows are contrasted with those of all ranks; without
-    gradient (evaluation, where ranks may have different numbers of batches) a rank keeps to itself.
+    gradient (evaluation, where ranks may have different numbers of batches) a rank keeps to itself, and of a
+    sample with several entries (captions of a picture) the first one counts. Training takes one a sample:
+    the others would be pushed away from what they describe.
     """
 
     reads: ClassVar[PredictionKind] = PredictionKind.VECTORS
     depends_on_batch: ClassVar[bool] = True
+    takes_several: ClassVar[bool] = True
     Config = ContrastConfig
 
     def __init__(self, config: Any) -> None:
@@ -66,6 +69,12 @@ class Contrast(Objective):
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
         """Return this rank's share of the contrast; labels are not used."""
         del batch, target
+        for name, prediction in predictions.items() if torch.is_grad_enabled() else ():
+            if has_several(prediction.index):
+                do = "Draw one of them, or make each a sample (data.captions.train=one or pairs)."
+                raise ShapeError.at(
+                    f"objective/{name}", "samples with several entries", "one to train on", do
+                )
         share = distributed.world_size() > 1 and torch.is_grad_enabled()
         rows = gather_pairs(predictions, self.config.pairs, share=share)
         anchor = _anchor(predictions, rows.pairs if rows else ())

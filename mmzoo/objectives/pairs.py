@@ -94,8 +94,9 @@ def gather_pairs(
 
 
 def _common(a: Int[Tensor, " k"], b: Int[Tensor, " l"]) -> tuple[Int[Tensor, " r"], Int[Tensor, " r"]]:
-    """Return the rows of a and of b that belong to the same samples, in the same order."""
-    _, in_a, in_b = np.intersect1d(a.numpy(), b.numpy(), assume_unique=True, return_indices=True)
+    """Return the rows of a and of b that belong to the same samples, in the same order; of a sample with
+    several entries the first."""
+    _, in_a, in_b = np.intersect1d(a.numpy(), b.numpy(), return_indices=True)
     return torch.from_numpy(in_a), torch.from_numpy(in_b)
 
 

@@ -58,6 +58,8 @@ def values(kind: Form, generator: torch.Generator, rows: int) -> Tensor:
     if isinstance(kind, DenseKind):
         made = torch.randn(rows, CHANNELS[kind], HEIGHT, WIDTH, generator=generator)
         return made + 3.0 if kind is DenseKind.DEPTH else made
+    if kind is PredictionKind.CHOICES:
+        return torch.randn(rows, 1, generator=generator)
     width = 5 if kind is PredictionKind.VECTORS else len(NAMES)
     made = torch.randn(rows, width, generator=generator)
     return F.normalize(made, dim=1) if kind is PredictionKind.VECTORS else made
@@ -87,6 +89,8 @@ def labels(kind: Form, generator: torch.Generator, rows: int) -> Tensor:
     """Return what a data set would give for it."""
     if isinstance(kind, DenseKind):
         return dense_labels(kind, generator, rows)
+    if kind is PredictionKind.CHOICES:
+        return torch.randint(2, (rows,), generator=generator)
     if kind is PredictionKind.LABELS:
         return (torch.rand(rows, len(NAMES), generator=generator) < 0.4).float()
     return torch.randint(len(NAMES), (rows,), generator=generator)
@@ -106,7 +110,11 @@ def predictions(
     offset: Tensor | None = None,
 ) -> dict[str, Prediction]:
     """Return predictions of three passes, each of which some samples lack."""
-    rows = {p: torch.tensor([i for i in range(size) if i % 5 != n]) for n, p in enumerate(PASSES)}
+    times = 2 if kind is PredictionKind.CHOICES else 1
+    rows = {
+        p: torch.tensor([i for i in range(size) if i % 5 != n for _ in range(times + i % times)])
+        for n, p in enumerate(PASSES)
+    }
     return {p: Prediction(values(kind, generator, len(r)), r, scale, offset) for p, r in rows.items()}
 
 

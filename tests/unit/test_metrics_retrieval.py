@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmzoo.batch import Batch, DataInfo, Prediction
 from mmzoo.errors import ConfigError
 from mmzoo.metrics.base import MetricContext
-from mmzoo.metrics.retrieval import Retrieval, recall, standing
+from mmzoo.metrics.retrieval import Both, Retrieval, Standing, compare
 
 CONTEXT = MetricContext(DataInfo())
 
@@ -87,19 +87,24 @@ def test_two_samples_of_one_caption_share_the_place():
     image = torch.eye(3)
     text = torch.stack([image[0], image[0], image[2]])
     case = given("abc", image=dict(enumerate(image)), text=dict(enumerate(text)))
-    nearer, equal = standing(image.numpy(), text.numpy(), 2)
-    assert nearer.tolist() == [0, 0, 0]
-    assert equal.tolist() == [1, 2, 0]
+    rows = np.arange(3)
+    standing = compare(Both(image.numpy(), text.numpy(), rows, rows), 2)
+    assert standing.nearer.tolist() == [0, 0, 0]
+    assert standing.equal.tolist() == [1, 2, 0]
+    assert standing.own.tolist() == [1, 1, 1]
     found, _ = run(Retrieval.Config(ks=[1, 2]).build(), case)
     assert found["image->text/R@1"] == pytest.approx((1 / 2 + 1 / 3 + 1) / 3)
     assert found["image->text/R@2"] == pytest.approx((1 + 2 / 3 + 1) / 3)
 
 
 def test_expected_recall_is_the_mean_over_orders_of_the_tied(generator):
-    for nearer, equal, k in itertools.product(range(4), range(4), range(1, 6)):
-        order = [nearer + 1 + i for i in range(equal + 1)]
-        expected = np.mean([place <= k for place in order])
-        assert recall(np.array([float(nearer)]), np.array([float(equal)]), k) == pytest.approx(expected)
+    """All places that s own and t other candidates can take among themselves, each as likely."""
+    for nearer, equal, own in itertools.product(range(3), range(4), range(1, 4)):
+        standing = Standing(*(np.array([float(x)]) for x in (nearer, equal, own)))
+        first = [nearer + 1 + min(places) for places in itertools.combinations(range(equal + own), own)]
+        assert standing.rank()[0] == pytest.approx(np.mean(first))
+        for k in range(1, 9):
+            assert standing.recall(k) == pytest.approx(np.mean([place <= k for place in first]))
 
 
 def test_batches_and_ranks_merge_and_a_padded_sample_counts_once(generator):
@@ -116,6 +121,78 @@ def test_batches_and_ranks_merge_and_a_padded_sample_counts_once(generator):
     whole, _ = run(metric, part(range(9)))
     parts, _ = run(metric, part([3, 0, 5]), part([1, 2, 4, 3]), part([6, 7, 8, 0]))
     assert parts == {k: pytest.approx(v) for k, v in whole.items()}
+
+
+def entries(batch_ids, **passes):
+    """Predictions from pass -> [(sample number, vector), …], several rows a sample."""
+    made = {
+        name: Prediction(torch.stack([v for _, v in rows]), torch.tensor([i for i, _ in rows]))
+        for name, rows in passes.items()
+    }
+    return made, Batch(tuple(batch_ids))
+
+
+def slow_several(image, text, k):
+    """Recall of pictures among captions and back, by sorting every list; `text` has (picture, vector)."""
+    hits_any, hits_each = [], []
+    for picture, vector in image.items():
+        order = sorted(range(len(text)), key=lambda j: -float(vector @ text[j][1]))
+        hits_any.append(any(text[j][0] == picture for j in order[:k]))
+    for picture, vector in text:
+        order = sorted(image, key=lambda i: -float(vector @ image[i]))
+        hits_each.append(picture in order[:k])
+    return float(np.mean(hits_any)), float(np.mean(hits_each))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_several_captions_against_a_loop(generator, chunk):
+    """Any of a picture's captions hits; every caption asks; the names say which."""
+    counts = [5, 3, 1, 5, 5, 2]
+    owners = [i for i, n in enumerate(counts) for _ in range(n)]
+    image = dict(enumerate(vectors(generator, len(counts))))
+    near = vectors(generator, len(owners)) + torch.stack([image[i] for i in owners])
+    text = list(zip(owners, F.normalize(near, dim=1), strict=True))
+    case = entries("abcdef", image=list(image.items()), text=text)
+    found, drawn = run(Retrieval.Config(ks=[1, 2, 5], chunk=chunk).build(), case)
+    for k in (1, 2, 5):
+        hit_any, hit_each = slow_several(image, text, k)
+        assert found[f"image->text/any/R@{k}"] == pytest.approx(hit_any)
+        assert found[f"text->image/each/R@{k}"] == pytest.approx(hit_each)
+        assert found[f"mean/R@{k}"] == pytest.approx((hit_any + hit_each) / 2)
+    assert {k.rpartition("/")[0] for k in found} == {"image->text/any", "text->image/each", "mean"}
+    assert drawn["retrieval"][0, 1] == pytest.approx(found["image->text/any/R@1"])
+    guess_any = np.mean([n / len(owners) for n in counts])
+    assert found["mean/chance"] == pytest.approx((guess_any + 1 / len(counts)) / 2)
+
+
+def test_several_captions_of_a_collapsed_model_score_chance(generator):
+    same = vectors(generator, 1, 8)[0]
+    text = [(i, same) for i in range(10) for _ in range(5)]
+    found, _ = run(
+        Retrieval.Config(ks=[1]).build(), entries("abcdefghij", image=[*enumerate([same] * 10)], text=text)
+    )
+    assert found["image->text/any/R@1"] == pytest.approx(5 / 50)
+    assert found["text->image/each/R@1"] == pytest.approx(1 / 10)
+    assert found["mean/chance"] == pytest.approx(1 / 10)
+
+
+def test_several_entries_merge_and_count_once(generator):
+    """Batches in any order, with a sample seen twice, one batch whose samples have a single caption."""
+    image, text = vectors(generator, 4), vectors(generator, 4 * 3).view(4, 3, 4)
+    counts = [3, 2, 1, 1]
+
+    def part(rows):
+        return entries(
+            [f"s{i}" for i in rows],
+            image=[(n, image[i]) for n, i in enumerate(rows)],
+            text=[(n, text[i, j]) for n, i in enumerate(rows) for j in range(counts[i])],
+        )
+
+    metric = Retrieval.Config(ks=[1, 2]).build()
+    whole, _ = run(metric, part(range(4)))
+    parts, _ = run(metric, part([2, 3]), part([1, 0]), part([0, 2]))
+    assert parts == {k: pytest.approx(v) for k, v in whole.items()}
+    assert "image->text/any/R@1" in whole
 
 
 def test_one_pass_gives_nothing(generator):
