@@ -227,7 +227,7 @@ class _Spread(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, None, None]:
         (place,) = ctx.saved_tensors
-        return _taken(grads[0], place).sum(1), None, None
+        return _summed(grads[0], place, None), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -236,9 +236,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, weights: Tensor, token: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(z, weights, token, place)
-        if place.shape[1] == 1:
-            return _taken(z, place)[:, 0] * weights
-        return torch.bmm(weights[:, None, :], _taken(z, place))[:, 0]
+        return _summed(z, place, weights)
 
     @staticmethod
     @once_differentiable
@@ -252,7 +250,7 @@ class _Gather(torch.autograd.Function):
             flat, values = flat[kept], values[kept]
         rows = values.new_zeros(z.shape[0]).index_copy_(0, flat, values)
         d_y = d_y.index_select(0, token)
-        products = torch.bmm(d_y[:, None, :], z[:, :, None])[:, 0]
+        products = torch.linalg.vecdot(d_y, z)[:, None]
         return d_y.mul_(rows[:, None]), _taken(products, place)[:, :, 0], None, None
 
 
@@ -269,6 +267,14 @@ def gather(z: Float[Tensor, "p d"], weights_tk: Float[Tensor, "t k"], order: Ord
 def choices(z: Float[Tensor, "p d"], order: Order) -> Float[Tensor, "t k d"]:
     """Return each token's rows in the order of its choices; none may have been dropped."""
     return z.index_select(0, order.place.reshape(-1)).unflatten(0, order.place.shape)
+
+
+def _summed(z: Tensor, place: Tensor, weights: Tensor | None) -> Tensor:
+    """Return sum_k w_tk z[place_tk], rows at -1 left out; a bag reads and writes each row only once."""
+    if z.shape[0] == place.numel():  # nothing was dropped
+        return F.embedding_bag(place, z, per_sample_weights=weights, mode="sum")
+    taken = _taken(z, place)
+    return taken.sum(1) if weights is None else torch.bmm(weights[:, None, :], taken)[:, 0]
 
 
 def _taken(z: Tensor, place: Tensor) -> Tensor:
