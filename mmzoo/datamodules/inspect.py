@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mmzoo import registry
 from mmzoo.batch import IGNORE, DataInfo, DenseKind, Item
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.files import KINDS
+from mmzoo.datamodules.guess_labels import guess_labels
 from mmzoo.datamodules.loader import SampleSource
-from mmzoo.datamodules.records import RecordSource
-from mmzoo.datamodules.sniff import open_path, sniff
+from mmzoo.datamodules.numbers import Numbers
+from mmzoo.datamodules.records import RecordSource, names_of
+from mmzoo.datamodules.sniff import Guess, open_path, sniff
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.errors import DataError, ShapeError
 from mmzoo.modalities.base import Preprocess
@@ -56,6 +59,7 @@ class Report:
     next.
 
     `counted` tells whether modalities and classes were counted over all samples, or over those read.
+    `numbers` has, for each label of numbers, the least, median and most of each as written.
     """
 
     path: str
@@ -70,6 +74,7 @@ class Report:
     config: Mapping[str, Any]
     hints: tuple[str, ...] = ()
     counted: bool = True
+    numbers: Mapping[str, Mapping[str, tuple[float, float, float]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -83,6 +88,8 @@ class Report:
         for target, counts in self.classes.items():
             part = "" if self.counted else " (among those read)"
             lines.append(f"  {target}: {len(counts)} classes{part}: {_some(counts)}")
+        for target, ranges in self.numbers.items():
+            lines.append(f"  {target}: {'; '.join(_range(n, *r) for n, r in ranges.items())}")
         if self.subjects:
             lines.append(f"  subjects: {_some(self.subjects)} (voxels)")
         faults = f"{len(self.faults)} faults" if self.faults else "no faults"
@@ -131,9 +138,17 @@ class Probe(Preprocess):
             raise DataError.at(self.kind, "NaN or infinity", "finite values", "Mend or drop the file.")
         return Item(torch.zeros(1))
 
+    def check_boxes(self) -> None:
+        """Take any: nothing is done to a picture."""
+
+    def place_boxes(self, boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
+        """Return them as they are."""
+        del size
+        return boxes
+
     def report(self, count: int) -> ModalityReport:
         """Sum up."""
-        numbers = {k: (min(v), float(np.median(v)), max(v)) for k, v in self.numbers.items()}
+        numbers = {k: _spread(v) for k, v in self.numbers.items()}
         read = max(sum(self.shapes.values()), *(len(v) for v in self.numbers.values()), 0)
         return ModalityReport(count, read, dict(self.shapes.most_common(SHOWN)), numbers, self.example)
 
@@ -144,7 +159,7 @@ class Probe(Preprocess):
 
 def inspect_path(path: str | Path, probes: int = PROBES) -> Report:
     """Look at a file or folder: list it all, read up to `probes` samples of it."""
-    guess = sniff(Path(path))
+    guess = _with_labels(sniff(Path(path)))
     used = {kind: Probe(kind) for kind in KINDS}
     data: DataModule = guess.config(whole=False).build(used, seed=0)
     info = data.info()
@@ -163,15 +178,23 @@ def inspect_path(path: str | Path, probes: int = PROBES) -> Report:
         classes={
             t: {n: labels[t][n] for n in names}
             for t, names in info.labels.items()
-            if t in labels and info.dense.get(t) not in MEASURED
+            if t in labels and info.dense.get(t) not in MEASURED and t not in info.numeric
         },
         subjects=dict(info.subjects) or {s: n for probe in used.values() for s, n in probe.subjects.items()},
         read=seen.read,
         faults=tuple(seen.faults),
         config={"type": guess.row, **guess.options},
         hints=_hint_dense(info, seen) if info.labels else hint_labels(_stems(sources)),
+        numbers={t: _spreads(info.labels[t], rows) for t, rows in known.numbers.items()},
         counted=bool(known.modalities) or not sources or seen.read == sum(map(len, sources)),
     )
+
+
+def _with_labels(guess: Guess) -> Guess:
+    """Add what the cells of a manifest tell of labels that are no names."""
+    if guess.row != "manifest":
+        return guess
+    return dataclasses.replace(guess, options={**guess.options, **guess_labels(Path(guess.options["path"]))})
 
 
 @dataclass
@@ -182,6 +205,7 @@ class Tally:
     faults: list[str] = field(default_factory=list[str])
     modalities: Counter[str] = field(default_factory=Counter[str])
     labels: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    numbers: dict[str, list[tuple[float, ...]]] = field(default_factory=dict[str, list[tuple[float, ...]]])
 
     def add(self, source: SampleSource, index: int, info: DataInfo) -> None:
         """Read one sample."""
@@ -194,6 +218,8 @@ class Tally:
         self.modalities.update(sample.inputs.keys())
         for target, value in sample.targets.items():
             names = info.labels[target]
+            if target in info.numeric:
+                continue
             if target in info.dense:
                 self.labels.setdefault(target, Counter()).update(_shown(value, info.dense[target], names))
                 continue
@@ -226,8 +252,10 @@ def _count_records(sources: Sequence[SampleSource]) -> Tally:
             for record in source.records:
                 tally.modalities.update(record.modalities)
                 for target, label in record.labels.items():
-                    held = (label,) if isinstance(label, str) else label
-                    tally.labels.setdefault(target, Counter()).update(held)
+                    if isinstance(label, Numbers):
+                        tally.numbers.setdefault(target, []).append(label.values)
+                    else:
+                        tally.labels.setdefault(target, Counter()).update(names_of(label))
     return tally
 
 
@@ -270,6 +298,16 @@ def _line(name: str, part: ModalityReport) -> str:
     facts += [_range(key, *numbers) for key, numbers in part.numbers.items()]
     facts += [repr(part.example)] if part.example else []
     return f"  {name}: {part.count} samples; " + "; ".join(facts)
+
+
+def _spreads(
+    names: Sequence[str], rows: Sequence[tuple[float, ...]]
+) -> dict[str, tuple[float, float, float]]:
+    return {name: _spread(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    return min(values), float(np.median(values)), max(values)
 
 
 def _range(name: str, least: float, median: float, most: float) -> str:

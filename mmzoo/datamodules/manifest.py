@@ -13,9 +13,10 @@ import numpy as np
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.files import Files, FolderFiles, MemoryFiles, require
+from mmzoo.datamodules.numbers import Numbers, NumbersConfig, NumericLabel, describe
 from mmzoo.datamodules.records import Cache, Record, RecordSource, Vocabulary, count_voxels
 from mmzoo.datamodules.split import SPLITS, SplitConfig, divide
-from mmzoo.datamodules.table import Row, cell_text, find_columns, read_rows, rows_by_split
+from mmzoo.datamodules.table import Row, Told, cell_text, find_columns, read_rows, rows_by_split
 from mmzoo.errors import ConfigError, DataError, close_matches
 
 
@@ -38,6 +39,11 @@ class Manifest(DataModule):
         """Columns that are labels; null = all that are neither inputs nor id, split, subject."""
         separator: str = "|"
         """Between several labels in a cell; a column with one such cell is multi-label."""
+        scored: list[str] = field(default_factory=list[str])
+        """Columns of several labels each of which may have a score (0 … 1): red:1|orange:0.3; one without has
+        1. A JSON object of scores needs no mention."""
+        numbers: dict[str, NumbersConfig] = field(default_factory=dict[str, NumbersConfig])
+        """Label -> how it is written, for labels that are numbers or boxes instead of names."""
         split: SplitConfig = field(default_factory=SplitConfig)
         """How to carve splits that the `split` column does not name; `by` names a column."""
         cache: Cache = Cache.NONE
@@ -58,6 +64,7 @@ class Manifest(DataModule):
             subjects=count_voxels([(self._files(), everything)], self.preprocesses),
             modalities=tuple(dict.fromkeys(m for record in everything for m in record.modalities)),
             counts={split: len(records) for split, records in splits.items()},
+            numeric=self._vocabulary.kinds,
         )
 
     def source(self, split: str) -> RecordSource:
@@ -83,11 +90,18 @@ class Manifest(DataModule):
         """Read the rows, drop those that the model can read nothing of, and divide the rest."""
         config: Manifest.Config = self.config
         rows = read_rows(path)
-        columns = find_columns(rows, path, config.inputs, config.targets, config.separator)
-        records = [columns.record(row, i + 1, path.parent) for i, row in enumerate(rows)]
+        told = Told(
+            inputs=config.inputs,
+            targets=config.targets,
+            separator=config.separator,
+            scored=config.scored,
+            numbers=config.numbers,
+        )
+        columns = find_columns(rows, path, told)
+        records = [columns.record(row, i + 1, path) for i, row in enumerate(rows)]
         self.check_modalities(tuple(columns.inputs), str(path))
         check_ids(records, path)
-        self._vocabulary = Vocabulary.of(records)
+        self._vocabulary = Vocabulary.of(records, numeric=self._numeric(records, path))
         by_split = rows_by_split(rows, path)
         groups = group_column(rows, config.split.by, path) if config.split.by else None
         strata = [str(r.labels.get(columns.targets[0], "")) if columns.targets else "" for r in records]
@@ -103,6 +117,17 @@ class Manifest(DataModule):
             )
             by_split |= {split: [at[i] for i in rows] for split, rows in part.items()}
         return {s: [r for i in by_split.get(s, []) if self._usable(r := records[i])] for s in SPLITS}
+
+    def _numeric(self, records: Sequence[Record], path: Path) -> dict[str, NumericLabel]:
+        """Describe the labels of numbers that the model can use."""
+        found: dict[str, NumericLabel] = {}
+        for target, config in self.config.numbers.items():
+            rows = enumerate((record.labels.get(target) for record in records), 1)
+            given = ((f"{path} row {i}", label) for i, label in rows if isinstance(label, Numbers))
+            label = describe(target, config, given, str(path))
+            if label.read_by(self.preprocesses):
+                found[target] = label
+        return found
 
     def _usable(self, record: Record) -> bool:
         return not self.preprocesses or any(m in self.preprocesses for m in record.modalities)

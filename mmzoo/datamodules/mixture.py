@@ -16,7 +16,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import IGNORE, DataInfo, DenseKind, Sample
+from mmzoo.batch import IGNORE, DataInfo, DenseKind, NumericKind, Sample
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.loader import SampleSource
 from mmzoo.datamodules.order import Rank
@@ -136,19 +136,24 @@ class Mixture(DataModule):
                     raise ConfigError.at("data.sets", found, f"{subjects[subject]} as in another set", do)
         modalities = dict.fromkeys(m for info in infos.values() for m in info.modalities)
         counts = {split: sum(info.counts.get(split, 0) for info in infos.values()) for split in SPLITS}
-        return DataInfo(self._labels(), subjects, tuple(modalities), counts, self._dense())
+        kinds = self._kinds()
+        dense = {t: k for t, k in kinds.items() if isinstance(k, DenseKind)}
+        numeric = {t: k for t, k in kinds.items() if isinstance(k, NumericKind)}
+        return DataInfo(self._labels(), subjects, tuple(modalities), counts, dense, numeric)
 
-    def _dense(self) -> dict[str, DenseKind]:
-        """Say of each dense label what it is; sets that give one name to two kinds do not mix."""
-        merged: dict[str, DenseKind] = {}
+    def _kinds(self) -> dict[str, DenseKind | NumericKind | None]:
+        """Say of each label what it is, None where it is classes; sets that give one name to two kinds, or to
+        different numbers, do not mix."""
+        merged: dict[str, tuple[DenseKind | NumericKind | None, tuple[str, ...]]] = {}
         for name, info in self.infos().items():
-            for target, kind in info.dense.items():
-                key = self._name(name, target)
-                if merged.setdefault(key, kind) is not kind:
-                    found = f"label {key!r} is {kind.value} in {name}"
+            for target, names in info.labels.items():
+                kind = info.dense.get(target) or info.numeric.get(target)
+                key, own = self._name(name, target), names if target in info.numeric else ()
+                if merged.setdefault(key, (kind, own)) != (kind, own):
+                    found = f"label {key!r} is {_shown(kind, own)} in {name}"
                     do = "Set data.targets=namespaced."
-                    raise ConfigError.at("data.sets", found, f"{merged[key].value} as in another set", do)
-        return merged
+                    raise ConfigError.at("data.sets", found, f"{_shown(*merged[key])} as in another set", do)
+        return {key: kind for key, (kind, _) in merged.items()}
 
     def source(self, split: str) -> Mixed:
         """Return the samples of a split of all sets."""
@@ -163,7 +168,8 @@ class Mixture(DataModule):
             for target, classes in labels.items()
         }
         sizes = {t: len(merged[n]) for t, n in names.items()}
-        return Part(name, self.sets[name].source(split), names, index, sizes, self.infos()[name].dense)
+        info = self.infos()[name]
+        return Part(name, self.sets[name].source(split), names, index, sizes, {**info.dense, **info.numeric})
 
     def _labels(self) -> dict[str, tuple[str, ...]]:
         merged: dict[str, tuple[str, ...]] = {}
@@ -195,7 +201,7 @@ class Part:
     names: Mapping[str, str]
     index: Mapping[str, Int[Tensor, " classes"]]
     sizes: Mapping[str, int]
-    dense: Mapping[str, DenseKind] = field(default_factory=dict)
+    kinds: Mapping[str, DenseKind | NumericKind] = field(default_factory=dict)
 
     def get(self, index: int, generator: torch.Generator | None) -> Sample:
         """Load a sample, named and labelled as in the mixture."""
@@ -205,8 +211,8 @@ class Part:
 
     def _renumber(self, target: str, label: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
         index = self.index[target]
-        if target in self.dense:
-            if self.dense[target] is not DenseKind.CLASSES:
+        if target in self.kinds:
+            if self.kinds[target] is not DenseKind.CLASSES:
                 return label
             missing = label == IGNORE
             return index[label.masked_fill(missing, 0)].masked_fill(missing, IGNORE)
@@ -295,3 +301,8 @@ def rounds(source: SampleSource, count: int, generator: torch.Generator) -> Int[
         drawn.append(own_order(generator) if own_order else torch.randperm(len(source), generator=generator))
     # numbers beyond a set's length (further draws of balanced skeletons) mean the sample itself
     return torch.cat([*drawn, torch.zeros(0, dtype=torch.int64)])[:count] % max(len(source), 1)
+
+
+def _shown(kind: DenseKind | NumericKind | None, names: tuple[str, ...]) -> str:
+    """Return what a label is, in words."""
+    return "classes" if kind is None else f"{kind.value} ({', '.join(names)})" if names else kind.value

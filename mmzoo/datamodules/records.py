@@ -12,15 +12,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mmzoo.batch import Item, Sample
+from mmzoo.batch import Item, NumericKind, Sample
 from mmzoo.datamodules.faults import decoding
 from mmzoo.datamodules.files import Files
+from mmzoo.datamodules.numbers import Numbers, NumericLabel
 from mmzoo.errors import DataError
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.fmri import SUBJECT_IN_NAME, FmriPreprocess
+from mmzoo.modalities.pixels import picture_size
 
-Label = str | tuple[str, ...]
-"""A class name, or the names of all classes that hold (multi-label)."""
+Label = str | tuple[str, ...] | Mapping[str, float] | Numbers
+"""A class name; the names of all classes that hold (multi-label), or how far each does (0 … 1); numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +63,49 @@ class Cache(str, Enum):
 
 
 class Vocabulary:
-    """Class names by target: turns a label into the tensor that a Sample carries."""
+    """Class names by target, and what labels of numbers are: turns a label into the tensor that a Sample
+    carries."""
 
-    def __init__(self, labels: Mapping[str, tuple[str, ...]]) -> None:
-        """Number the names in the order given."""
-        self.labels = dict(labels)
+    def __init__(
+        self, labels: Mapping[str, tuple[str, ...]], numeric: Mapping[str, NumericLabel] | None = None
+    ) -> None:
+        """Number the names in the order given; labels of numbers have their own."""
+        self.numeric = dict(numeric or {})
+        self.labels = {**labels, **{t: n.names for t, n in self.numeric.items()}}
         self._index = {t: {name: i for i, name in enumerate(names)} for t, names in labels.items()}
 
     @classmethod
-    def of(cls, records: Iterable[Record], order: Sequence[str] = ()) -> Vocabulary:
+    def of(
+        cls,
+        records: Iterable[Record],
+        order: Sequence[str] = (),
+        numeric: Mapping[str, NumericLabel] | None = None,
+    ) -> Vocabulary:
         """Collect the names that records use: those in `order` first, then in natural order (2 before 10)."""
         found: dict[str, set[str]] = {}
         for record in records:
             for target, label in record.labels.items():
-                found.setdefault(target, set()).update((label,) if isinstance(label, str) else label)
+                if not isinstance(label, Numbers):
+                    found.setdefault(target, set()).update(names_of(label))
         rank = {name: i for i, name in enumerate(order)}
 
         def place(name: str) -> tuple[int, list[tuple[int, int, str]]]:
             return rank.get(name, len(rank)), natural_key(name)
 
-        return cls({t: tuple(sorted(names, key=place)) for t, names in found.items()})
+        return cls({t: tuple(sorted(names, key=place)) for t, names in found.items()}, numeric)
+
+    @property
+    def kinds(self) -> dict[str, NumericKind]:
+        """Return what each label of numbers is."""
+        return {t: n.config.kind for t, n in self.numeric.items()}
 
     def tensor(self, target: str, label: Label, where: str) -> Tensor:
-        """Return the class index () int64, or for several names a vector (classes,) of ones and zeros."""
+        """Return the class index () int64; for several names a vector (classes,) of their scores, 1 where
+        none is given, 0 for all others; or the numbers (n,)."""
+        if isinstance(label, Numbers):
+            return self.numeric[target].tensor(label)
         index = self._index[target]
-        names = (label,) if isinstance(label, str) else label
+        names = names_of(label)
         for name in names:
             if name not in index:
                 expected = f"one of its {len(index)} classes"
@@ -93,7 +113,8 @@ class Vocabulary:
         if isinstance(label, str):
             return torch.tensor(index[label])
         vector = torch.zeros(len(index))
-        vector[[index[name] for name in names]] = 1.0
+        scores = [label[name] for name in names] if isinstance(label, Mapping) else 1.0
+        vector[[index[name] for name in names]] = torch.tensor(scores)
         return vector
 
 
@@ -145,8 +166,11 @@ def build_sample(
     vocabulary: Vocabulary,
     generator: torch.Generator | None,
 ) -> Sample:
-    """Make the sample of a record; `read` returns the raw form of a file."""
+    """Make the sample of a record; `read` returns the raw form of a file. Boxes go where the Preprocess of
+    their picture takes them."""
     inputs: dict[str, Item] = {}
+    boxes = {t: n for t, n in vocabulary.numeric.items() if n.config.kind is NumericKind.BOXES}
+    sizes: dict[str, tuple[int, int]] = {}
     for modality, preprocess in preprocesses.items():
         if modality in record.files:
             name = record.files[modality]
@@ -155,11 +179,24 @@ def build_sample(
                 if record.subject is not None and hasattr(raw, "subject"):
                     raw = dataclasses.replace(raw, subject=record.subject)
                 inputs[modality] = preprocess(raw, generator=generator)
+                if any(box.config.of == modality for box in boxes.values()):
+                    sizes[modality] = picture_size(raw)
         elif modality in record.texts:
             inputs[modality] = preprocess(choose(record.texts[modality], generator), generator=generator)
     known = {t: label for t, label in record.labels.items() if t in vocabulary.labels}
-    targets = {t: vocabulary.tensor(t, label, record.id) for t, label in known.items()}
+    targets: dict[str, Tensor] = {}
+    for target, label in known.items():
+        if target not in boxes or not isinstance(label, Numbers):
+            targets[target] = vocabulary.tensor(target, label, record.id)
+        elif (of := boxes[target].config.of) in sizes:
+            where = f"{record.id}/{target}"
+            targets[target] = boxes[target].box(label, sizes[of], preprocesses[of], where)
     return Sample(record.id, inputs, targets)
+
+
+def names_of(label: str | tuple[str, ...] | Mapping[str, float]) -> tuple[str, ...]:
+    """Return the class names in a label."""
+    return (label,) if isinstance(label, str) else tuple(label)
 
 
 def choose(phrasings: Sequence[str], generator: torch.Generator | None) -> str:

@@ -1,7 +1,8 @@
 """What the members of a WebDataset tar mean, read and written: `key.extension`, one key a sample.
 
 `0001.jpg`, `0001.txt`, `0001.wav` are modalities by extension, `0001.fmri.npy` names its own; `0001.cls`
-is a class number or name; `0001.json` may hold `labels` (target -> class or list of classes), `texts`
+is a class number or name; `0001.json` may hold `labels` (target -> class, list of classes or class -> score),
+`texts`
 (modality -> phrasings) and `subject`. Pickles are refused: reading one runs its code.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmzoo.datamodules.files import ARRAYS, KIND_OF, extension
+from mmzoo.datamodules.numbers import Numbers
 from mmzoo.datamodules.records import Label, Record, RecordSource
 from mmzoo.errors import DataError
 
@@ -111,7 +113,7 @@ def pack(source: RecordSource) -> Iterator[dict[str, Any]]:
             sample[last if KIND_OF.get(last) == modality else f"{modality}.{last}"] = source.files.read(name)
         meta = {
             "id": record.id,
-            "labels": {t: v if isinstance(v, str) else list(v) for t, v in record.labels.items()},
+            "labels": {t: _written(v, f"{record.id}/{t}") for t, v in record.labels.items()},
             "texts": {m: list(t) for m, t in record.texts.items()},
             "subject": record.subject,
         }
@@ -134,7 +136,18 @@ def _json(data: bytes, where: str) -> dict[str, Any]:
     return found
 
 
+def _written(label: Label, where: str) -> str | list[str] | dict[str, float]:
+    if isinstance(label, Numbers):
+        do = "Leave the label out of data.numbers, or train from the manifest."
+        raise DataError.at(where, "a label of numbers", "classes, which is what shards keep", do)
+    if isinstance(label, Mapping):
+        return dict(label)
+    return label if isinstance(label, str) else list(label)
+
+
 def _label(value: Any) -> Label:
+    if isinstance(value, dict):
+        return {str(name): float(score) for name, score in value.items()}
     return tuple(str(v) for v in value) if isinstance(value, list) else str(value)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmzoo.batch import NumericKind
 from mmzoo.datamodules.files import KINDS, is_data, kind_of
+from mmzoo.datamodules.numbers import NumbersConfig, read_numbers
 from mmzoo.datamodules.records import Label, Record
+from mmzoo.datamodules.scores import read_scores
 from mmzoo.datamodules.split import split_name
 from mmzoo.errors import ConfigError, DataError, close_matches
 
@@ -22,31 +25,47 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """What each column holds: `inputs` modality -> column, `targets` label columns, `multi` those with
-    several."""
+    """What each column holds: `inputs` modality -> column, `targets` columns of class names, `multi` those
+    with several, `scored` those where each has a score; `numbers` the labels that are numbers."""
 
     inputs: Mapping[str, str]
     targets: tuple[str, ...]
     multi: frozenset[str]
     separator: str
+    scored: frozenset[str] = frozenset()
+    numbers: Mapping[str, NumbersConfig] = field(default_factory=dict[str, NumbersConfig])
 
-    def record(self, row: Row, number: int, root: Path) -> Record:
-        """Turn a row into a record; an empty cell is an absent modality or label."""
+    def record(self, row: Row, number: int, path: Path) -> Record:
+        """Turn a row of the manifest `path` into a record; an empty cell is an absent modality or label."""
         files: dict[str, str] = {}
         texts: dict[str, tuple[str, ...]] = {}
         for modality, column in self.inputs.items():
             cell = cell_text(row.get(column))
             if not cell:
                 continue
-            if is_data(cell) and (kind_of(cell) != "text" or (root / cell).is_file()):
+            if is_data(cell) and (kind_of(cell) != "text" or (path.parent / cell).is_file()):
                 files[modality] = cell
             else:
                 texts[modality] = (cell,)
-        labels = {t: label for t in self.targets if (label := self._label(row.get(t), t)) is not None}
+        labels = {
+            t: label for t, label in self._labels(row, f"{path} row {number}", files) if label is not None
+        }
         subject = cell_text(row.get("subject")) or None
         return Record(cell_text(row.get("id")) or f"row-{number}", files, texts, labels, subject)
 
-    def _label(self, value: Any, target: str) -> Label | None:
+    def _labels(self, row: Row, where: str, files: Mapping[str, str]) -> Iterator[tuple[str, Label | None]]:
+        for target in self.targets:
+            yield target, self._label(row.get(target), target, f"{where} {target}")
+        for target, config in self.numbers.items():
+            label = read_numbers(target, config, row, f"{where} {target}")
+            if label is not None and config.kind is NumericKind.BOXES and config.of not in files:
+                do = "Name the picture, empty the box, or set `of`."
+                raise DataError.at(f"{where} {target}", f"a box, but no {config.of}", "both or none", do)
+            yield target, label
+
+    def _label(self, value: Any, target: str, where: str) -> Label | None:
+        if isinstance(value, Mapping) or target in self.scored:
+            return read_scores(value, self.separator, where)
         names = tuple(n for part in _parts(value) for n in self._split(part, target))
         if not names and not (isinstance(value, list) and target in self.multi):
             return None
@@ -75,23 +94,44 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def find_columns(
-    rows: Sequence[Row], path: Path, inputs: Mapping[str, str], targets: Sequence[str] | None, separator: str
-) -> Columns:
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the options say of the columns: see those of `Manifest`, which have the same names."""
+
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    targets: Sequence[str] | None = None
+    separator: str = "|"
+    scored: Sequence[str] = ()
+    numbers: Mapping[str, NumbersConfig] = field(default_factory=dict[str, NumbersConfig])
+
+    @property
+    def measured(self) -> list[str]:
+        """Return the columns that hold numbers."""
+        return [column for target, c in self.numbers.items() for column in c.columns or [target]]
+
+
+def find_columns(rows: Sequence[Row], path: Path, told: Told) -> Columns:
     """Decide which column is what: as told, else by name (a kind) or by the files a column names."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    for wanted in (*inputs.values(), *(targets or ())):
+    for wanted in (*told.inputs.values(), *(told.targets or ()), *told.scored, *told.measured):
         if wanted not in names:
             raise ConfigError.at(str(path), f"no column {wanted!r}", "a column", close_matches(wanted, names))
-    found = dict(inputs) or {m: n for n in names if (m := _modality(n, rows, path.parent))}
+    found = dict(told.inputs) or {m: n for n in names if (m := _modality(n, rows, path.parent))}
     if not found:
         expected = f"a column named {', '.join(KINDS)}, or one that names files"
         raise ConfigError.at(
             str(path), f"columns {', '.join(names)}", expected, "Set data.inputs={image: column}."
         )
-    rest = [n for n in names if n not in found.values() and n not in RESERVED] if targets is None else targets
-    multi = frozenset(t for t in rest if any(_is_multi(row.get(t), separator) for row in rows))
-    return Columns(found, tuple(rest), multi, separator)
+    taken = {*found.values(), *RESERVED, *told.measured}
+    given = told.targets if told.targets is not None else [n for n in names if n not in taken]
+    classes = [n for n in given if n not in told.numbers]
+    for name in told.scored:
+        if name not in classes:
+            do = "Drop it from data.scored, or add it to data.targets."
+            raise ConfigError.at("data.scored", f"{name!r} is no label of names", ", ".join(classes), do)
+    multi = {t for t in classes if any(_is_multi(row.get(t), told.separator) for row in rows)}
+    several = frozenset({*multi, *told.scored})
+    return Columns(found, tuple(classes), several, told.separator, frozenset(told.scored), told.numbers)
 
 
 def cell_text(value: Any) -> str:
@@ -127,7 +167,7 @@ def _modality(name: str, rows: Sequence[Row], root: Path) -> str | None:
 
 
 def _is_multi(value: Any, separator: str) -> bool:
-    return isinstance(value, list) or (isinstance(value, str) and separator in value)
+    return isinstance(value, list | Mapping) or (isinstance(value, str) and separator in value)
 
 
 def _parts(value: Any) -> list[str]:

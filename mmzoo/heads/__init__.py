@@ -22,5 +22,8 @@ TABLE = {
     "choice_mlp": Row(
         "mmzoo.heads.choice:ChoiceMlpHead", "pooled -> hidden layer -> one score for each answer of a sample"
     ),
+    "regression": Row("mmzoo.heads.numbers:RegressionHead", "pooled -> numbers"),
+    "regression_mlp": Row("mmzoo.heads.numbers:RegressionMlpHead", "pooled -> hidden layer -> numbers"),
+    "box": Row("mmzoo.heads.numbers:BoxHead", "pooled -> hidden layer -> a box in the picture (ONE-PEACE)"),
     "multilabel": Row("mmzoo.heads.classifier:MultiLabelHead", "pooled -> one independent logit a label"),
 }

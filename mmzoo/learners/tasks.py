@@ -11,13 +11,16 @@ import numpy as np
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import Batch, DataInfo, DenseKind, ModelOutput, Prediction, PredictionKind
+from mmzoo.batch import Batch, DataInfo, DenseKind, ModelOutput, NumericKind, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.metrics.base import Metric, MetricContext
 from mmzoo.models.multimodal import JOINT, HeadSpec, MultimodalModel
 from mmzoo.objectives.base import Objective
 from mmzoo.registry import name_of
 from mmzoo.state import LossState
+
+NUMERIC = tuple(kind.value for kind in NumericKind)
+"""Kinds of predictions that stand beside labels of numbers."""
 
 
 @dataclass(kw_only=True)
@@ -142,6 +145,7 @@ def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo
             expected = f"{gives.value}, which the head gives"
             faults.append(str(ConfigError.at(f"{where}.{part}", found, expected, do)))
         faults += _dense_faults(f"{where}.{part}", options, task.target, info)
+        faults += _numeric_faults(f"{where}.{part}", reads, task.target, info)
     parts = {"head": spec.head, **dict(readers)}
     faults += _several_faults(where, parts, {m for p in spec.passes for m in p.split(JOINT)}, info)
     try:
@@ -176,6 +180,17 @@ def _several_faults(where: str, parts: Mapping[str, Any], read: set[str], info: 
         for part, options in parts.items()
         if not getattr(type(options).owner, "takes_several", False)
     ]
+
+
+def _numeric_faults(where: str, reads: PredictionKind | None, target: str, info: DataInfo) -> list[str]:
+    """Return a line where a component that reads numbers is given another label, or the other way round."""
+    given = info.numeric.get(target)
+    wanted = reads.value if reads and reads.value in NUMERIC else None
+    if reads is None or target not in info.labels or (given and given.value) == wanted:
+        return []
+    expected = f"{given.value if given else 'no label of numbers'}, which {target} is"
+    do = "Choose another, or declare the label in data.numbers."
+    return [str(ConfigError.at(where, f"reads {reads.value}", expected, do))]
 
 
 def _dense_faults(where: str, options: Any, target: str, info: DataInfo) -> list[str]:

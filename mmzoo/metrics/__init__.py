@@ -10,6 +10,11 @@ TABLE = {
     "map": Row(
         "mmzoo.metrics.classify:MeanAveragePrecision", "macro mean average precision of multi-label scores"
     ),
+    "soft_accuracy": Row(
+        "mmzoo.metrics.soft_accuracy:SoftAccuracy", "score of the label with the highest logit (VQA)"
+    ),
+    "regression_error": Row("mmzoo.metrics.numbers:RegressionError", "MAE, RMSE and R2 of numbers"),
+    "box_iou": Row("mmzoo.metrics.numbers:BoxIou", "share of boxes with IoU of 0.5 or more, and mean IoU"),
     "retrieval": Row(
         "mmzoo.metrics.retrieval:Retrieval", "recall@k and median rank of every ordered pair of passes"
     ),

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.batch import DataInfo, Item, ModalityInput, TokenSequence
+from mmzoo.errors import ConfigError
 from mmzoo.layers.masking import Maskable, dense
 
 
@@ -47,6 +48,19 @@ class Preprocess(schema.Configurable):
     def __call__(self, raw: Any, *, generator: torch.Generator | None = None) -> Item:
         """Turn raw input into an Item; a generator means training (augmentation on), None means
         evaluation."""
+        raise NotImplementedError
+
+    def check_boxes(self) -> None:
+        """Raise ConfigError unless a box drawn in the raw picture still shows the same in every Item made of
+        it."""
+        found = f"boxes in what {type(self).__qualname__} reads"
+        raise ConfigError.at("data.numbers", found, "boxes in pictures", "Set `of` to an image.")
+
+    def place_boxes(self, boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
+        """Return where boxes of a raw picture of `size` (height, width) lie in the Item made of it.
+
+        Shape: x1, y1, x2, y2 as shares of the width and height, before and after.
+        """
         raise NotImplementedError
 
 

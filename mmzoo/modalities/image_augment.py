@@ -71,6 +71,16 @@ class ImageAugment(schema.Config):
             found = f"pad_crop {self.pad_crop}, colour_jitter {self.colour_jitter}"
             raise ConfigError.at("augment", found, "pad_crop >= 0, colour_jitter 0 … 1", "Use 0 for off.")
 
+    def moves(self) -> tuple[str, ...]:
+        """Name the options in use that move, cut off or mirror what a picture shows."""
+        used = {
+            f"augment.crop_scale={self.crop_scale}": self.crop_scale is not None,
+            f"augment.pad_crop={self.pad_crop}": self.pad_crop > 0,
+            f"augment.flip_prob={self.flip_prob:g}": self.flip_prob > 0,
+            f"augment.policy={self.policy.value}": self.policy is not Policy.NONE,
+        }
+        return tuple(name for name, is_on in used.items() if is_on)
+
 
 def random_box(height: int, width: int, augment: ImageAugment, generator: torch.Generator) -> Box:
     """Draw the part of a picture that training sees.

@@ -107,6 +107,27 @@ class ImagePreprocess(Preprocess):
         image = self.normalise(change_pixels(pixels, augment, generator))
         return Item(erase(image, augment, generator))
 
+    def check_boxes(self) -> None:
+        """Raise ConfigError where a part of the picture may be cut off, or its content moved or mirrored."""
+        moves = self.config.augment.moves()
+        if self.config.resize is Resize.CROP:
+            moves = ("resize=crop", *moves)
+        if moves:
+            do = "Set resize to squash, pad or aspect, and these to their defaults."
+            expected = "whole pictures, unmirrored, where labels are boxes"
+            raise ConfigError.at("preprocess", ", ".join(moves), expected, do)
+
+    def place_boxes(self, boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
+        """Return where boxes lie in the picture as `resize` leaves it: shares stay as they are, but that pad
+        adds margins."""
+        if self.config.resize is not Resize.PAD:
+            return boxes
+        high, wide = self._fit(*size)
+        rows, cols = self.config.size
+        top, left = _margins((high, wide), (rows, cols))
+        scale, shift = (wide / cols, high / rows) * 2, (left / cols, top / rows) * 2
+        return boxes * boxes.new_tensor(scale) + boxes.new_tensor(shift)
+
     def target(self, pixels: UInt8[Tensor, "3 h w"]) -> tuple[int, int]:
         """Return the height and width that a picture gets."""
         options: ImagePreprocess.Config = self.config
@@ -125,12 +146,16 @@ class ImagePreprocess(Preprocess):
             pixels = self.scaled(pixels, self._cover(height, width))
             return _cut(pixels, *_middle(pixels, rows, cols))
         if how is Resize.PAD:
-            zoom = min(rows / height, cols / width)
-            inner = self.scaled(pixels, (max(1, round(height * zoom)), max(1, round(width * zoom))))
+            inner = self.scaled(pixels, self._fit(height, width))
             canvas = self.mean_level.expand(3, rows, cols).clone()
             _cut(canvas, *_middle(canvas, inner.shape[1], inner.shape[2])).copy_(inner)
             return canvas
         return self.scaled(pixels, (rows, cols))
+
+    def _fit(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size that `pad` scales a picture to: the largest of its shape that fits inside."""
+        zoom = min(self.config.size[0] / height, self.config.size[1] / width)
+        return max(1, round(height * zoom)), max(1, round(width * zoom))
 
     def _cover(self, height: int, width: int) -> tuple[int, int]:
         """Return what `crop` scales a picture to first: the tight side is size / crop_share, rounded down."""
@@ -158,4 +183,9 @@ def _cut(pixels: Tensor, top: int, left: int, height: int, width: int) -> Tensor
 
 
 def _middle(pixels: Tensor, rows: int, cols: int) -> tuple[int, int, int, int]:
-    return round((pixels.shape[1] - rows) / 2), round((pixels.shape[2] - cols) / 2), rows, cols
+    return *_margins((rows, cols), (pixels.shape[1], pixels.shape[2])), rows, cols
+
+
+def _margins(inner: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
+    """Return the pixels above and left of a middle part."""
+    return round((outer[0] - inner[0]) / 2), round((outer[1] - inner[1]) / 2)

@@ -65,6 +65,14 @@ class OpenClipImagePreprocess(Preprocess):
         """Turn a picture into an Item (3 h w)."""
         return self.filled(raw, generator=generator)
 
+    def check_boxes(self) -> None:
+        """Raise ConfigError where a part of the picture may be cut off, or its content moved."""
+        self.filled.check_boxes()
+
+    def place_boxes(self, boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
+        """Return where boxes lie in the picture that the model is given."""
+        return self.filled.place_boxes(boxes, size)
+
 
 class OpenClipImageAdapter(OpenClipTower):
     """Tokens of an open_clip image tower, after a CLS token of our own.

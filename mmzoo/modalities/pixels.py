@@ -38,6 +38,13 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
         ) from error
 
 
+def picture_size(raw: Any) -> tuple[int, int]:
+    """Return the height and width of what `to_pixels` takes (pixels)."""
+    if hasattr(raw, "shape"):
+        return int(raw.shape[0]), int(raw.shape[1])
+    return int(raw.height), int(raw.width)
+
+
 def to_pixels(raw: Any) -> UInt8[Tensor, "3 h w"]:
     """Return a PIL.Image or uint8 array (h w), (h w 1), (h w 3) or (h w 4) as RGB, in memory h w c."""
     if not isinstance(raw, np.ndarray):

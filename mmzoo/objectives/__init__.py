@@ -22,6 +22,12 @@ TABLE = {
         "mmzoo.objectives.choice:ChoiceCrossEntropy", "softmax cross-entropy over the answers of a sample"
     ),
     "bce": Row("mmzoo.objectives.classify:BinaryCrossEntropy", "multi-label binary cross-entropy"),
+    "l1": Row("mmzoo.objectives.numbers:AbsoluteError", "absolute difference of numbers"),
+    "mse": Row("mmzoo.objectives.numbers:SquaredError", "squared difference of numbers"),
+    "smooth_l1": Row("mmzoo.objectives.numbers:SmoothL1", "squared where small, absolute where large"),
+    "box_l1_giou": Row(
+        "mmzoo.objectives.boxes:BoxLoss", "distance of a box's corners and generalised IoU (ONE-PEACE)"
+    ),
     "dense_cross_entropy": Row(
         "mmzoo.objectives.dense:DenseCrossEntropy", "softmax cross-entropy of every pixel's class"
     ),

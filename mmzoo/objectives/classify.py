@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch import Tensor
 from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, ShapeError
-from mmzoo.objectives.labelled import Labelled
+from mmzoo.objectives.labelled import Labelled, shared_rows
 from mmzoo.state import Sum
 
 
@@ -35,13 +33,9 @@ class Classification(Labelled):
         labels = batch.targets.get(target)
         if labels is None:
             return Sum(logits.sum() * 0.0, logits.new_zeros(()))
-        _, rows, own = np.intersect1d(
-            prediction.index.numpy(), labels.index.numpy(), assume_unique=True, return_indices=True
-        )
-        chosen = logits.index_select(0, torch.from_numpy(rows).to(logits.device))
-        values = labels.values.index_select(0, torch.from_numpy(own).to(labels.values.device)).to(
-            logits.device
-        )
+        rows, own = shared_rows(prediction, labels)
+        chosen = logits.index_select(0, rows.to(logits.device))
+        values = labels.values.index_select(0, own.to(labels.values.device)).to(logits.device)
         return self.sum(chosen, values, f"batch.targets.{target}")
 
     def sum(self, logits: Float[Tensor, "k classes"], labels: Shaped[Tensor, "k ..."], where: str) -> Sum:
@@ -112,7 +106,7 @@ class BinaryCrossEntropy(Classification):
     """Sigmoid cross-entropy of every label by itself, averaged over rows.
 
     Math: Σ_i c Σ_l -[w_l y_il log σ(x_il) + (1 - y_il) log σ(-x_il)], over the number of rows; c is 1/L
-    (mean) or 1 (sum).
+    (mean) or 1 (sum); y_il is 0, 1 or a score between.
     """
 
     @dataclass(kw_only=True)
@@ -136,7 +130,7 @@ class BinaryCrossEntropy(Classification):
         if labels.shape != logits.shape:
             found = f"labels {tuple(labels.shape)} for logits {tuple(logits.shape)}"
             raise ShapeError.at(
-                where, found, "one 0 or 1 for each label", "Check head.num_classes and the data."
+                where, found, "one score, 0 … 1, for each label", "Check head.num_classes and the data."
             )
         weight = _weights("pos_weight", self.config.pos_weight, logits)
         loss = F.binary_cross_entropy_with_logits(

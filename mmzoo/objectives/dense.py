@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
@@ -19,7 +18,7 @@ from torch import Tensor
 from mmzoo import schema
 from mmzoo.batch import IGNORE, Batch, DenseKind, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, ShapeError
-from mmzoo.objectives.labelled import Labelled
+from mmzoo.objectives.labelled import Labelled, shared_rows
 from mmzoo.state import Sum
 
 
@@ -38,9 +37,7 @@ class Dense(Labelled):
         labels = batch.targets.get(target)
         if labels is None:
             return Sum(values.sum() * 0.0, values.new_zeros(()))
-        _, rows, own = np.intersect1d(
-            prediction.index.numpy(), labels.index.numpy(), assume_unique=True, return_indices=True
-        )
+        rows, own = shared_rows(prediction, labels)
         chosen, wanted = _rows(values, rows), _rows(labels.values, own).to(values.device)
         _check(f"objective/{name}", chosen, wanted, self.kind)
         if not len(chosen):
@@ -165,11 +162,11 @@ def _masked(loss: Float[Tensor, ...], valid: Bool[Tensor, ...]) -> Sum:
     return Sum(torch.where(valid, loss, 0.0).sum(), valid.sum().to(loss.dtype))
 
 
-def _rows(values: Shaped[Tensor, "k ..."], rows: Int[np.ndarray, " r"]) -> Shaped[Tensor, "r ..."]:
+def _rows(values: Shaped[Tensor, "k ..."], rows: Int[Tensor, " r"]) -> Shaped[Tensor, "r ..."]:
     """Return the rows asked for, without a copy where they are all."""
     if len(rows) == values.shape[0]:
         return values
-    return values.index_select(0, torch.from_numpy(rows).to(values.device))
+    return values.index_select(0, rows.to(values.device))
 
 
 CHANNELS = {DenseKind.SALIENCY: 2, DenseKind.NORMALS: 3, DenseKind.EDGE: 1, DenseKind.DEPTH: 1}

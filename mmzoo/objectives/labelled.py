@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from mmzoo.batch import Batch, Prediction
+from mmzoo.batch import Batch, Prediction, Target
 from mmzoo.errors import ConfigError
 from mmzoo.objectives.base import Objective
 from mmzoo.state import LossState, Sum
@@ -41,3 +44,11 @@ class Labelled(Objective):
     def part(self, name: str, prediction: Prediction, batch: Batch, target: str) -> Sum:
         """Return the summed loss of one pass and what its mean divides by."""
         raise NotImplementedError
+
+
+def shared_rows(prediction: Prediction, labels: Target) -> tuple[Int[Tensor, " r"], Int[Tensor, " r"]]:
+    """Return, on the host, which rows of a prediction are labelled, and the row of each one's label."""
+    _, rows, own = np.intersect1d(
+        prediction.index.numpy(), labels.index.numpy(), assume_unique=True, return_indices=True
+    )
+    return torch.from_numpy(rows), torch.from_numpy(own)

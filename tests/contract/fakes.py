@@ -60,9 +60,18 @@ def values(kind: Form, generator: torch.Generator, rows: int) -> Tensor:
         return made + 3.0 if kind is DenseKind.DEPTH else made
     if kind is PredictionKind.CHOICES:
         return torch.randn(rows, 1, generator=generator)
+    if kind is PredictionKind.BOXES:
+        return boxes(generator, rows)
     width = 5 if kind is PredictionKind.VECTORS else len(NAMES)
     made = torch.randn(rows, width, generator=generator)
     return F.normalize(made, dim=1) if kind is PredictionKind.VECTORS else made
+
+
+def boxes(generator: torch.Generator, rows: int) -> Tensor:
+    """Return boxes with an extent."""
+    middle = 0.3 + 0.4 * torch.rand(rows, 2, generator=generator)
+    half = 0.05 + 0.2 * torch.rand(rows, 2, generator=generator)
+    return torch.cat([middle - half, middle + half], dim=1)
 
 
 def dense_labels(kind: DenseKind, generator: torch.Generator, rows: int) -> Tensor:
@@ -91,6 +100,8 @@ def labels(kind: Form, generator: torch.Generator, rows: int) -> Tensor:
         return dense_labels(kind, generator, rows)
     if kind is PredictionKind.CHOICES:
         return torch.randint(2, (rows,), generator=generator)
+    if kind in (PredictionKind.BOXES, PredictionKind.NUMBERS):
+        return values(kind, generator, rows)
     if kind is PredictionKind.LABELS:
         return (torch.rand(rows, len(NAMES), generator=generator) < 0.4).float()
     return torch.randint(len(NAMES), (rows,), generator=generator)

@@ -48,7 +48,8 @@ def test_shape_dtype_and_rows(name, generator):
     head = build(name)
     for name_of_pass in PASSES:
         found = ask(head, sequence(generator, [1, 4, 9], DIM), name_of_pass)
-        width = {PredictionKind.VECTORS: DIM, PredictionKind.CHOICES: 1}.get(head.gives, len(NAMES))
+        widths = {PredictionKind.VECTORS: DIM, PredictionKind.CHOICES: 1, PredictionKind.BOXES: 4}
+        width = widths.get(head.gives, len(NAMES))
         assert found.values.shape == (3, width)
         assert found.values.dtype == torch.float32
         assert found.index.tolist() == [1, 4, 9]
