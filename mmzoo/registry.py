@@ -17,6 +17,7 @@ from mmzoo.errors import ConfigError, close_matches
 log = logging.getLogger(__name__)
 
 ROOMS = {
+    "architectures": "mmzoo.models:TABLE",
     "modalities": "mmzoo.modalities:TABLE",
     "tokenizers": "mmzoo.modalities:TOKENIZERS",
     "mixers": "mmzoo.trunk:MIXERS",

@@ -7,7 +7,7 @@ alike) go through the trunk in one packed buffer; each head then reads the passe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,13 @@ from mmzoo.batch import Batch, DataInfo, ModalityInput, ModelOutput, Prediction,
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.heads.base import Head, PairHead
 from mmzoo.heads.masked import Hidden, MaskedHead
-from mmzoo.modalities.base import ModalityAdapter, Preprocess
+from mmzoo.modalities.base import ModalityAdapter
+from mmzoo.models.base import JOINT, HeadSpec, ModelConfig, Need, Stage, TaskModel, check_tasks
 from mmzoo.models.dense import Maps, build_decoder, decode, is_dense
 from mmzoo.models.encoding import Encoding
 from mmzoo.models.entries import check_single, spread
-from mmzoo.models.finetune.freeze import settle
-from mmzoo.models.finetune.graft import donors
-from mmzoo.models.finetune.prepare import FineTuneConfig, prepare
+from mmzoo.models.finetune.graft import donors, graft
+from mmzoo.models.finetune.prepare import prepare
 from mmzoo.models.finetune.trunk_init import start_trunk
 from mmzoo.models.masked import (
     Students,
@@ -39,22 +39,8 @@ from mmzoo.models.masked import (
 from mmzoo.trunk.base import MixerContext
 from mmzoo.trunk.trunk import Trunk, TrunkOutput
 
-JOINT = "+"
-"""Joins the modalities of a joint pass: `image+text`."""
 RESERVED = frozenset(dir(nn.ModuleDict()))
 """Names that torch does not let a part of a model have."""
-
-
-@dataclass(kw_only=True)
-class HeadSpec(schema.Config):
-    """One head of the model and what it reads."""
-
-    head: Any = schema.one("heads")
-    """the head"""
-    passes: list[str] = field(default_factory=list)
-    """passes it reads: modality names, or several joined by +; empty: every modality by itself"""
-    target: str = ""
-    """label whose classes it predicts; empty: none"""
 
 
 @dataclass(frozen=True)
@@ -78,15 +64,17 @@ class Encoded:
         return dataclasses.replace(self, shared={**self.shared, **still.shared}, by_task=by_task)
 
 
-class MultimodalModel(nn.Module, schema.Configurable):
+class MultimodalModel(TaskModel):
     """Adapters by modality name, one trunk, heads by task name.
 
     Shape: a Batch in; out, for each task and pass, a Prediction with one row for each sample that has (part
     of) it.
     """
 
+    task_parts = ("heads.", "decoder.", "views.")
+
     @dataclass(kw_only=True)
-    class Config(FineTuneConfig):
+    class Config(ModelConfig):
         """What the model consists of, and how much of it learns."""
 
         modalities: dict[str, Any] = schema.many("modalities")
@@ -143,6 +131,17 @@ class MultimodalModel(nn.Module, schema.Configurable):
             of_views = {view: self.modalities.get(m) for view, m in self.views.items()}
             return {**self.modalities, **of_views}
 
+        def for_tasks(self, needs: Mapping[str, Need]) -> MultimodalModel.Config:
+            """Return a copy with exactly the heads that tasks need: theirs, else the model's of that name."""
+            heads: dict[str, HeadSpec] = {}
+            for name, need in needs.items():
+                if need.head is not None:
+                    heads[name] = HeadSpec(head=need.head, passes=list(need.passes), target=need.target)
+                elif name in self.heads:
+                    own = {"passes": list(need.passes), "target": need.target}
+                    heads[name] = dataclasses.replace(self.heads[name], **own)
+            return dataclasses.replace(self, heads=heads)
+
     def __init__(self, config: Config) -> None:
         """Build every part from its options."""
         super().__init__()
@@ -192,22 +191,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
         trunk = dataclasses.replace(config.trunk, init_from="")
         return dataclasses.replace(config, modalities=modalities, trunk=trunk)
 
-    def train(self, mode: bool = True) -> MultimodalModel:  # noqa: FBT001, FBT002 torch's signature
-        """Set the mode; parts that learn nothing stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            settle(self)
-        return self
+    def start(self) -> None:
+        """Copy the feed-forwards that new modalities start from."""
+        graft(self.trunk, donors(self.config.modalities))
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Names of the inputs the model takes."""
-        return tuple(self.config.modalities)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+    def speed_up(self, *, checkpointing: str, compiled: bool) -> None:
+        """Set activation checkpointing and compilation of the trunk's blocks."""
+        self.trunk.set_checkpointing(checkpointing)
+        if compiled:
+            self.trunk.compile_blocks()
 
     def adapter(self, modality: str) -> ModalityAdapter:
         """Return the adapter of an input; an unknown one gets its close matches."""
@@ -224,9 +216,28 @@ class MultimodalModel(nn.Module, schema.Configurable):
             )
         return found
 
-    def preprocesses(self) -> dict[str, Preprocess]:
-        """Build the Preprocess of every input."""
-        return {m: c.preprocess.build() for m, c in self.config.inputs.items()}
+    def stages(self) -> tuple[Stage, ...]:
+        """Return adapters, trunk, decoder and heads."""
+        middle = () if self.decoder is None else (Stage(("decoder",)),)
+        adapters = Stage(tuple(f"adapters.{m}" for m in self.adapters))
+        heads = Stage(tuple(f"heads.{t}" for t in self.heads))
+        return (adapters, Stage(("trunk",), chain=True), *middle, heads)
+
+    def watch_tokens(self, seen: Callable[[int], None]) -> Any:
+        """Tell `seen` how many real tokens each run of the trunk has."""
+
+        def count(module: nn.Module, inputs: Any, output: TrunkOutput) -> None:
+            seen(sum(int(sequence.valid.sum()) for group in output.groups for sequence in group))
+
+        return self.trunk.register_forward_hook(count)
+
+    def fake_batch(self, seed: int) -> Batch:
+        """Return one sample that has every modality, each drawn from the seed and its place."""
+        rows = {
+            name: self.adapter(name).fake_input(config, 1, torch.Generator().manual_seed(seed + at))
+            for at, (name, config) in enumerate(self.config.modalities.items())
+        }
+        return Batch(("fake",), rows)
 
     def forward(
         self, batch: Batch, tasks: Sequence[str] | None = None, ctx: MixerContext | None = None
@@ -236,10 +247,8 @@ class MultimodalModel(nn.Module, schema.Configurable):
         A pass that no sample has part of is absent from the predictions.
         """
         chosen = list(self.heads) if tasks is None else list(tasks)
+        check_tasks(chosen, self.heads)
         for task in chosen:
-            if task not in self.heads:
-                do = close_matches(task, self.heads)
-                raise ConfigError.at("model", f"no head {task!r}", "one that the model was built with", do)
             if not getattr(self.heads[task], "takes_several", False):
                 check_single(batch, self.passes[task], f"heads.{task}")
         masked = {t: h for t in chosen if isinstance(h := self.heads[t], MaskedHead)}
@@ -357,11 +366,6 @@ class MultimodalModel(nn.Module, schema.Configurable):
         views = {task: _encodings(present[task], view, groups, owners) for task, view in out.tasks.items()}
         return Encoded({}, views, out.aux, ctx.stats)
 
-    def embed(self, batch: Batch, task: str | None = None) -> dict[str, Prediction]:
-        """Return the output vectors of each pass: of the named head, else of the first contrastive one."""
-        name = task or self.embedding_task()
-        return dict(self(batch, [name]).predictions[name])
-
     def embedding_task(self) -> str:
         """Name the head whose outputs are embeddings."""
         for name, head in self.heads.items():
@@ -404,20 +408,15 @@ class MultimodalModel(nn.Module, schema.Configurable):
             self.train(training)
         return {p: prediction.values for p, prediction in found.items()}
 
-    def num_params(self, trainable_only: bool = False) -> dict[str, int]:  # noqa: FBT001, FBT002 a filter, not an algorithm
-        """Count parameters by part: `modalities.x`, `trunk`, `heads.y`, `total`."""
+    def parts(self) -> dict[str, nn.Module]:
+        """Return `modalities.x`, `views`, `trunk`, `decoder` and `heads.y`."""
         parts: dict[str, nn.Module] = {f"modalities.{m}": a for m, a in self.adapters.items()}
         if self.views:
             parts["views"] = self.views
         parts["trunk"] = self.trunk
         if self.decoder is not None:
             parts["decoder"] = self.decoder
-        parts |= {f"heads.{t}": h for t, h in self.heads.items()}
-        counts = {
-            name: sum(p.numel() for p in part.parameters() if p.requires_grad or not trainable_only)
-            for name, part in parts.items()
-        }
-        return {**counts, "total": sum(counts.values())}
+        return parts | {f"heads.{t}": h for t, h in self.heads.items()}
 
 
 def _encodings(
