@@ -16,8 +16,9 @@ import torch
 from mmzoo import compose, configs, schema, zoo
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.base import DataModule
-from mmzoo.errors import ConfigError, close_matches
+from mmzoo.errors import ConfigError, MmzooError, close_matches
 from mmzoo.learners.multitask import MultitaskLearner
+from mmzoo.learners.named_parts import check_parts
 from mmzoo.learners.tasks import TaskConfig, faults_of, modalities_of, with_heads
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
 from mmzoo.models.finetune.graft import donors, graft
@@ -96,7 +97,25 @@ def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> RecipeC
     _import(tree.get("plugins"))
     whole = compose.override(RecipeConfig, tree, overrides, "recipe")
     _import(whole.get("plugins"))
-    return schema.parse(RecipeConfig, _chosen_tasks(whole))
+    config: RecipeConfig = schema.parse(RecipeConfig, _chosen_tasks(whole))
+    check_names(config)
+    return config
+
+
+def check_names(config: RecipeConfig) -> None:
+    """Raise where a recipe names weights that do not exist, or parts that its model will not have."""
+    faults: list[str] = []
+    try:
+        if config.init_from:
+            zoo.check_source(config.init_from)
+    except MmzooError as error:
+        faults.append(f"init_from: {error}")
+    try:
+        check_parts(config.model, config.tasks, config.learner, config.init_fresh)
+    except ConfigError as error:
+        faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def _chosen_tasks(tree: Mapping[str, Any]) -> dict[str, Any]:

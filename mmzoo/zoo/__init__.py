@@ -113,14 +113,26 @@ def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     path = fetch.local(source)
     if not path.is_dir():
         return _from_checkpoint(path) if path.suffix == ".ckpt" else foreign.read(path)
+    found = _weights_in(path)
+    return _from_checkpoint(found) if found.suffix == OWN else files.read_export(found.parent)
+
+
+def check_source(source: str | Path) -> None:
+    """Raise where a source names nothing, or a folder without weights; fetches and reads nothing."""
+    path = fetch.here(source)
+    if path is not None and path.is_dir():
+        _weights_in(path)
+
+
+def _weights_in(path: Path) -> Path:
+    """Return the file that holds the weights of a run or an export: the exported ones, else a checkpoint."""
     folder = path / "export" if (path / "export").is_dir() else path
-    if (folder / files.WEIGHTS).is_file():
-        return files.read_export(folder)
-    for name in ("best.ckpt", "last.ckpt"):
-        if (path / "checkpoints" / name).is_file():
-            return _from_checkpoint(path / "checkpoints" / name)
+    checkpoints = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for file in (folder / files.WEIGHTS, *checkpoints):
+        if file.is_file():
+            return file
     expected = "export/model.safetensors or checkpoints/*.ckpt"
-    raise CheckpointError.at(str(source), "a folder without weights", expected, "Finish or resume the run.")
+    raise CheckpointError.at(str(path), "a folder without weights", expected, "Finish or resume the run.")
 
 
 def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

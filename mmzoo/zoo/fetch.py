@@ -62,6 +62,24 @@ def local(source: str | Path) -> Path:
     return of_card(cards.find(text), Told(text))
 
 
+def here(source: str | Path) -> Path | None:
+    """Return what a source names if it is on this machine, None where it would be fetched; raise where it is
+    nothing."""
+    text = str(source)
+    if hub.is_reference(text):
+        hub.parse(text)
+        return None
+    for prefix in ("local-dir:", "file:"):
+        if text.startswith(prefix):
+            return _existing(str(local(text)))
+    if is_address(text):
+        return None
+    if Path(text).exists() or not cards.is_known(text):
+        return _existing(text)
+    card = cards.find(text)
+    return card.shipped or (card.cached if card.cached.is_file() else None)
+
+
 def of_card(card: Card, watch: Watch | None = None) -> Path:
     """Return the folder of shipped weights, or the file of others, fetched unless it is here."""
     return card.shipped or receipt_of(card, watch, card.cached).path

@@ -21,6 +21,7 @@ from mmzoo.models.finetune.parts import select
 FACTORS = (FACTOR_A, FACTOR_B)
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+TARGETS = ("qkv", "out")
 TRAINED_IN_FULL = ("heads", "decoder")
 """Parts that learn beside the factors: heads of new tasks could not do without."""
 
@@ -35,7 +36,7 @@ class LoraConfig(schema.Config):
     """the factors' product is scaled by alpha / rank; null: rank, a scale of 1"""
     dropout_prob: float = 0.0
     """dropout before the factors"""
-    targets: list[str] = field(default_factory=lambda: ["qkv", "out"])
+    targets: list[str] = field(default_factory=lambda: list(TARGETS))
     """linear maps of the trunk by their last name (qkv, out, w_in, w_out), ffn for those of the
     feed-forwards, or parts of the model such as modalities.fmri.core"""
 
@@ -48,6 +49,15 @@ class LoraConfig(schema.Config):
             faults.append(ConfigError.at("lora.alpha", str(self.alpha), "a positive number", "Try null."))
         if not 0 <= self.dropout_prob < 1:
             faults.append(ConfigError.at("lora.dropout_prob", str(self.dropout_prob), "0 <= p < 1", "Try 0."))
+        given = {
+            "alpha": self.alpha is not None,
+            "dropout_prob": self.dropout_prob > 0,
+            "targets": self.targets != list(TARGETS),
+        }
+        if not self.rank and any(given.values()):
+            idle = " and ".join(name for name, is_given in given.items() if is_given)
+            do = f"Set model.lora.rank=8, or leave {idle} out."
+            faults.append(ConfigError.at("lora.rank", f"0 (off), but {idle} given", "1 or more then", do))
         if self.rank and not self.targets:
             faults.append(ConfigError.at("lora.targets", "none", "linear maps", "Try [qkv, out]."))
         if faults:
