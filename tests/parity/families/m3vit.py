@@ -15,11 +15,12 @@ from mmzoo.batch import Batch, ModalityInput
 from mmzoo.models.m3vit.interop import config_of, from_m3vit
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.trunk.balance import Compat, cv2
+from mmzoo.trunk.moe import MoeFeedForward
 from mmzoo.trunk.router import Gate, GateWeights, Noise, Routing, TopKConfig, route
 from tests.parity.golden import Golden, Row
 
 TOLERANCE = 1e-5
-GATE_OUTPUT = r"out/(\w*(?:gate|noisy)\w*)/(?:topk_\w+|loss)"
+GATE_OUTPUT = re.compile(r"out/(?P<gate>.*(?:gate|noisy).*?)[/_](?P<what>topk_idx|topk_score|loss)")
 
 
 def outputs(golden: Golden) -> set[str]:
@@ -83,8 +84,8 @@ def _watch(model: MultimodalModel) -> tuple[dict[int, Any], list[Any]]:
     seen: dict[int, list[Any]] = {}
     hooks: list[Any] = []
     for layer, block in enumerate(model.trunk.blocks):
-        router = getattr(block.ffn, "router", None)
-        if router is None:
+        ffn = getattr(block, "ffn", None)
+        if not isinstance(ffn, MoeFeedForward):
             continue
         kept = seen.setdefault(layer, [None, None, None])
 
@@ -94,21 +95,21 @@ def _watch(model: MultimodalModel) -> tuple[dict[int, Any], list[Any]]:
         def out(module: Any, inputs: Any, output: Any, kept: list[Any] = kept) -> None:
             kept[2] = output[0]
 
-        hooks += [router.register_forward_hook(into), block.ffn.register_forward_hook(out)]
+        hooks += [ffn.router.register_forward_hook(into), ffn.register_forward_hook(out)]
     return seen, hooks
 
 
 def _gates(golden: Golden) -> dict[str, Tensor]:
     """Run the gates that are recorded by themselves: `out/<name>/{topk_idx,topk_score,loss}`."""
-    names = {m[1] for k in outputs(golden) if (m := re.fullmatch(GATE_OUTPUT, k))}
+    names = {m["gate"]: name for name in outputs(golden) if (m := GATE_OUTPUT.fullmatch(name))}
     found: dict[str, Tensor] = {}
-    for name in names:
-        routing = _gate(golden, name)
-        found[f"out/{name}/topk_idx"], found[f"out/{name}/topk_score"] = (
-            routing.experts_tk,
-            routing.weights_tk,
-        )
-        found[f"out/{name}/loss"] = cv2(routing, Compat.NONE if _is_noisy(golden, name) else Compat.M3VIT)
+    for name, output in names.items():
+        joint = output[len("out/") + len(name)]
+        routing = _gate(golden, name, golden.tensors.get(f"out/{name}{joint}topk_idx"))
+        found[f"out/{name}{joint}topk_idx"] = routing.experts_tk
+        found[f"out/{name}{joint}topk_score"] = routing.weights_tk
+        compat = Compat.NONE if _is_noisy(golden, name) else Compat.M3VIT
+        found[f"out/{name}{joint}loss"] = cv2(routing, compat)
     return found
 
 
@@ -116,13 +117,13 @@ def _is_noisy(golden: Golden, name: str) -> bool:
     return "noisy" in name or (golden.record["moe_gate_type"] == "noisy")
 
 
-def _gate(golden: Golden, name: str) -> Routing:
+def _gate(golden: Golden, name: str, chosen: Tensor | None) -> Routing:
     """Rebuild one gate: learned noise with weights of its own, or the constant noise of block 1's gate."""
     noisy, training = _is_noisy(golden, name), "eval" not in name
     weights = _gate_weights(golden, name, noisy=noisy)
     x, noise = _input(golden, name, "x"), _input(golden, name, "noise") if training else None
     config = TopKConfig(
-        top_k=golden.record["moe_top_k"],
+        top_k=golden.record["moe_top_k"] if chosen is None else chosen.shape[1],
         weights=GateWeights.RENORMALISED if noisy else GateWeights.FULL,
         noise=Noise.LEARNED if noisy else Noise.CONSTANT,
         noise_std=float(golden.record.get("vmoe_noisy_std", 1.0)),
@@ -152,6 +153,6 @@ def _input(golden: Golden, name: str, what: str) -> Tensor:
     own = golden.tensors.get(f"in/{name}_{what}")
     if own is not None:
         return own
-    stem = re.sub(r"_?(?:train|eval)_?", "", name)
+    stem = re.sub(r"[/_]?(?:train|eval)[/_]?", "", name)
     fits = [k for k in golden.tensors if k.startswith("in/") and k.endswith(f"_{what}") and stem in k]
     return golden.tensors[sorted(fits)[0]]
