@@ -13,6 +13,7 @@ EXAMPLES = [
     ("mmzoo data inspect samples.csv --json", "a manifest, for a script"),
     ("mmzoo data make manifest out/", "a small synthetic data set in that format"),
     ("mmzoo data make nyud --n 16 out/", "rooms with dense labels in NYUD-v2's folders"),
+    ("mmzoo data make haxby --n 48 out/", "twelve runs of each of four simulated people, as Haxby's"),
 ]
 NEXT = "mmzoo train RECIPE data.root=PATH --dry-run"
 ACTIONS = {"inspect": ["ACTION", "PATH"], "make": ["ACTION", "KIND", "PATH"]}

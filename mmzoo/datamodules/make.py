@@ -21,7 +21,9 @@ import numpy as np
 from mmzoo.datamodules import ntu, scan_files
 from mmzoo.datamodules.dense_make import write_nyud, write_pascal_context
 from mmzoo.datamodules.five_senses import EventSource, FiveSenses
+from mmzoo.datamodules.haxby_make import write_haxby
 from mmzoo.datamodules.scans import Event as Shown
+from mmzoo.datamodules.shapes_make import write_grounding, write_vqa
 from mmzoo.datamodules.shard_format import write_shards
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.datamodules.world import brain
@@ -47,6 +49,9 @@ class Kind(str, Enum):
     PYSKL = "pyskl"
     NYUD = "nyud"
     PASCAL_CONTEXT = "pascal_context"
+    GROUNDING = "grounding"
+    VQA = "vqa"
+    HAXBY = "haxby"
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ def make(kind: str, path: str, samples: int, *, seed: int = 0) -> str:
         raise ConfigError.at(
             "data make", repr(kind), f"one of {', '.join(known)}", close_matches(kind, known)
         )
-    if kind in ROOMS:
-        return ROOMS[Kind(kind)](Path(path), samples, seed=seed)
+    if kind in APART:
+        return APART[Kind(kind)](Path(path), samples, seed=seed)
     return write_five_senses(Path(path), samples, Kind(kind), seed=seed)
 
 
@@ -251,8 +256,12 @@ WRITERS: dict[Kind, Callable[[Path, Iterator[Made]], str]] = {
     Kind.NTU: write_ntu,
     Kind.PYSKL: write_pyskl,
 }
-ROOMS: dict[Kind, Callable[..., str]] = {
+APART: dict[Kind, Callable[..., str]] = {
     Kind.NYUD: write_nyud,
     Kind.PASCAL_CONTEXT: write_pascal_context,
+    Kind.GROUNDING: write_grounding,
+    Kind.VQA: write_vqa,
+    Kind.HAXBY: write_haxby,
 }
-"""Formats that hold the indoor world instead."""
+"""Formats that hold something else: the indoor world, coloured shapes, and brains of new people (`samples`
+counts runs)."""

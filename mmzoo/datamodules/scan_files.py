@@ -42,15 +42,25 @@ def write_run(
     """Write one run: image, sidecar with the repetition time, events."""
     folder = name.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    image = nibabel().Nifti1Image(volumes.astype(np.float32), np.diag([VOXEL_MM] * 3 + [1.0]))
-    image.header.set_xyzt_units("mm", "sec")
-    image.header.set_zooms((VOXEL_MM,) * 3 + (tr_s,))
-    nibabel().save(image, folder / f"{name.stem}_bold.nii.gz")
+    save_image(folder / f"{name.stem}_bold.nii.gz", volumes, tr_s)
     (folder / f"{name.stem}_bold.json").write_text(
         json.dumps({"RepetitionTime": tr_s, "TaskName": name.task})
     )
+    write_events(folder / f"{name.stem}_events.tsv", events)
+
+
+def save_image(path: Path, volumes: Float[np.ndarray, "x y z t"], tr_s: float) -> None:
+    """Write the volumes of a run as NIfTI, its header naming the repetition time (s)."""
+    image = nibabel().Nifti1Image(volumes.astype(np.float32), np.diag([VOXEL_MM] * 3 + [1.0]))
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_zooms((VOXEL_MM,) * 3 + (tr_s,))
+    nibabel().save(image, path)
+
+
+def write_events(path: Path, events: Sequence[Event]) -> None:
+    """Write onset, duration (s) and label of each event."""
     lines = ["onset\tduration\ttrial_type", *(f"{e.onset_s:g}\t{e.duration_s:g}\t{e.label}" for e in events)]
-    (folder / f"{name.stem}_events.tsv").write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
 
 
 def write_mask(root: Path, subject: str, name: str, mask: Bool[np.ndarray, "x y z"]) -> None:

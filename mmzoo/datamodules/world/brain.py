@@ -68,9 +68,13 @@ class Subject:
 
 
 def make_subject(name: str, seed: int, ncsnr: float) -> Subject:
-    """Draw a subject's voxels; `ncsnr` is the median over them."""
-    voxels, at = SUBJECTS[name], list(SUBJECTS).index(name)
-    rng = keyed(seed, _STREAM, at)
+    """Draw one of the world's subjects; `ncsnr` is the median over the voxels."""
+    at = list(SUBJECTS).index(name)
+    return draw_subject(name, SUBJECTS[name], ncsnr, keyed(seed, _STREAM, at))
+
+
+def draw_subject(name: str, voxels: int, ncsnr: float, rng: np.random.Generator) -> Subject:
+    """Draw a person's voxels; `ncsnr` is the median over them."""
     sizes = np.round(np.cumsum((0.0, *_ROI_SHARE)) * voxels).astype(int)
     roi = np.repeat(np.arange(len(ROIS)), np.diff(sizes))
     return Subject(

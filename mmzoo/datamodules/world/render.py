@@ -26,15 +26,16 @@ Arrays = dict[str, Shaped[np.ndarray, "n ..."]]
 class Renderer:
     """Renders events; the subjects' voxels are drawn and standardised once, at construction."""
 
-    def __init__(self, config: WorldConfig) -> None:
-        """Draw the subjects and measure their responses to the calibration events."""
+    def __init__(self, config: WorldConfig, subjects: Sequence[brain.Subject] = ()) -> None:
+        """Draw the world's subjects, unless others are given, and measure their responses to the calibration
+        events."""
         self.config = config
         events = calibration_events(config)
         chunks = [events[at : at + CHUNK] for at in range(0, len(events), CHUNK)]
         maps = np.concatenate([brain.energies(self._pictures(c, body.pose(c).joints)) for c in chunks])
         code = brain.semantic_code(events, config.world_seed)
-        subjects = [brain.make_subject(n, config.world_seed, config.ncsnr) for n in brain.SUBJECTS]
-        self.responders = [brain.Responder(subject, maps, code) for subject in subjects]
+        own = [brain.make_subject(n, config.world_seed, config.ncsnr) for n in brain.SUBJECTS]
+        self.responders = [brain.Responder(subject, maps, code) for subject in subjects or own]
 
     def __call__(self, events: Sequence[Event]) -> Arrays:
         """Render a chunk of events."""
