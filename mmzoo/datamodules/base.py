@@ -51,6 +51,10 @@ class DataModule(pl.LightningDataModule, schema.Configurable):
         augmentation)."""
         raise NotImplementedError
 
+    def reference(self) -> SampleSource:
+        """Return the samples of the training split as evaluation sees them."""
+        return self.source("train")
+
     @classmethod
     def fake(cls, folder: Path) -> Any:
         """Write a tiny data set of this format into a folder and return the Config that reads it."""
@@ -63,7 +67,7 @@ class DataModule(pl.LightningDataModule, schema.Configurable):
 
     def make_loader(self, split: str) -> ResumableLoader:
         """Make the loader of a split; `reference` is the training split in order, without augmentation."""
-        source = self.source("train" if split == "reference" else split)
+        source = self.reference() if split == "reference" else self.source(split)
         if split == "train" and not len(source):
             do = "Lower the shares of the other splits, or look at the data with `mmzoo data inspect`."
             raise DataError.at("data", "no sample to train on", "at least one", do)

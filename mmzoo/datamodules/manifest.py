@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,30 @@ import numpy as np
 
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.base import DataModule
+from mmzoo.datamodules.captions import (
+    MODALITY,
+    CaptionsConfig,
+    Neighbours,
+    PairSource,
+    TrainOn,
+    evaluated,
+    gather_captions,
+)
+from mmzoo.datamodules.choices import Choices, ChoicesConfig
 from mmzoo.datamodules.files import Files, FolderFiles, MemoryFiles, require
 from mmzoo.datamodules.numbers import Numbers, NumbersConfig, NumericLabel, describe
 from mmzoo.datamodules.records import Cache, Record, RecordSource, Vocabulary, count_voxels
 from mmzoo.datamodules.split import SPLITS, SplitConfig, divide
 from mmzoo.datamodules.table import Row, Told, cell_text, find_columns, read_rows, rows_by_split
 from mmzoo.errors import ConfigError, DataError, close_matches
+from mmzoo.modalities.base import Preprocess
 
 
 class Manifest(DataModule):
     """One row a sample. Cells: a file's path relative to the manifest, literal text, a class name, `a|b`
     for several labels; an empty cell is an absent modality or label. Columns `id`, `split` and `subject`
-    mean what they say.
+    mean what they say. A list of texts is several captions of what else the row names; answers to choose from
+    are told by `choices`.
     """
 
     @dataclass(kw_only=True)
@@ -31,7 +44,7 @@ class Manifest(DataModule):
         """Options."""
 
         path: str
-        """The .csv, .tsv or .jsonl file."""
+        """The .csv, .tsv or .jsonl file, or the .json of COCO's and Flickr30k's Karpathy splits."""
         inputs: dict[str, str] = field(default_factory=dict[str, str])
         """Modality -> column; empty = columns named as a kind of data (image, audio, text, caption, fmri,
         skeleton), or that name files of one."""
@@ -44,6 +57,10 @@ class Manifest(DataModule):
         1. A JSON object of scores needs no mention."""
         numbers: dict[str, NumbersConfig] = field(default_factory=dict[str, NumbersConfig])
         """Label -> how it is written, for labels that are numbers or boxes instead of names."""
+        captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+        """Several captions of one picture or sound."""
+        choices: ChoicesConfig = field(default_factory=ChoicesConfig)
+        """Answers to choose from."""
         split: SplitConfig = field(default_factory=SplitConfig)
         """How to carve splits that the `split` column does not name; `by` names a column."""
         cache: Cache = Cache.NONE
@@ -59,24 +76,46 @@ class Manifest(DataModule):
         """Read the manifest and one scan of each subject."""
         splits = self._open()
         everything = [record for records in splits.values() for record in records]
+        shown = evaluated(everything, self.config.captions)
         return DataInfo(
             labels=self._vocabulary.labels,
             subjects=count_voxels([(self._files(), everything)], self.preprocesses),
             modalities=tuple(dict.fromkeys(m for record in everything for m in record.modalities)),
-            counts={split: len(records) for split, records in splits.items()},
+            counts={split: self._count(split) for split in splits},
             numeric=self._vocabulary.kinds,
+            several=most_entries(shown, self.preprocesses),
         )
 
     def source(self, split: str) -> RecordSource:
         """Return the samples of a split."""
-        records = self._open()[split]
-        files, path = self._files(), Path(self.config.path)
-        if self.config.cache is not Cache.NONE:
+        records, captions = self._open()[split], self.config.captions
+        if split != "train":
+            return self._source(evaluated(records, captions), split)
+        if captions.train is TrainOn.ONE:
+            return self._source(records, split)
+        apart = captions.neighbours is Neighbours.APART
+        size = self.config.loader.batch_size if apart else 0
+        return self._source(records, split, partial(PairSource, batch_size=size))
+
+    def reference(self) -> RecordSource:
+        """Return the training samples with their captions as in evaluation."""
+        return self._source(evaluated(self._open()["train"], self.config.captions), "train")
+
+    def _source(
+        self, records: Sequence[Record], split: str, make: Callable[..., RecordSource] = RecordSource
+    ) -> RecordSource:
+        files, path, cache = self._files(), Path(self.config.path), self.config.cache
+        if cache is not Cache.NONE:
             files = MemoryFiles(files, (n for record in records for n in record.files.values()))
         name = f"{path.name}/{split}"
-        return RecordSource(
-            records, files, self.preprocesses, self._vocabulary, name=name, cache=self.config.cache
-        )
+        return make(records, files, self.preprocesses, self._vocabulary, name=name, cache=cache)
+
+    def _count(self, split: str) -> int:
+        """Return how many samples a split has: where training takes pairs, one for each caption."""
+        records = self._open()[split]
+        if split != "train" or self.config.captions.train is TrainOn.ONE:
+            return len(records)
+        return sum(max(1, len(record.texts.get(MODALITY, ()))) for record in records)
 
     def _files(self) -> Files:
         return FolderFiles(Path(self.config.path).parent)
@@ -89,7 +128,12 @@ class Manifest(DataModule):
     def _read(self, path: Path) -> dict[str, list[Record]]:
         """Read the rows, drop those that the model can read nothing of, and divide the rest."""
         config: Manifest.Config = self.config
-        rows = read_rows(path)
+        column = config.inputs.get(MODALITY, "")
+        rows = gather_captions(read_rows(path), config.captions, column, str(path))
+        choices = Choices(config.choices, config.separator)
+        given = (*config.inputs.values(), *(config.targets or ()))
+        used = choices.own_columns(rows, given, str(path))
+        plain = [{k: v for k, v in row.items() if k not in used} for row in rows] if used else rows
         told = Told(
             inputs=config.inputs,
             targets=config.targets,
@@ -97,11 +141,13 @@ class Manifest(DataModule):
             scored=config.scored,
             numbers=config.numbers,
         )
-        columns = find_columns(rows, path, told)
-        records = [columns.record(row, i + 1, path) for i, row in enumerate(rows)]
-        self.check_modalities(tuple(columns.inputs), str(path))
+        columns = find_columns(plain, path, told)
+        records = [columns.record(row, i + 1, path) for i, row in enumerate(plain)]
+        records = choices.add(records, rows, path)
+        self.check_modalities((*columns.inputs, *config.choices.modalities), str(path))
         check_ids(records, path)
-        self._vocabulary = Vocabulary.of(records, numeric=self._numeric(records, path))
+        named = [*records, *choices.places(records)]
+        self._vocabulary = Vocabulary.of(named, numeric=self._numeric(records, path))
         by_split = rows_by_split(rows, path)
         groups = group_column(rows, config.split.by, path) if config.split.by else None
         strata = [str(r.labels.get(columns.targets[0], "")) if columns.targets else "" for r in records]
@@ -152,6 +198,16 @@ class Manifest(DataModule):
                     [f"s{i}", name, f"picture, number {i}", "ab"[i % 2], "red|big" if i % 3 else "", split]
                 )
         return cls.Config(path=str(folder / "rows.csv"))
+
+
+def most_entries(records: Sequence[Record], preprocesses: Mapping[str, Preprocess]) -> dict[str, int]:
+    """Return the largest number of entries of each modality that some record has several of."""
+    found: dict[str, int] = {}
+    for record in records:
+        for modality, entries in record.several.items():
+            if modality in preprocesses or not preprocesses:
+                found[modality] = max(found.get(modality, 0), len(entries))
+    return found
 
 
 def check_ids(records: Sequence[Record], path: Path) -> None:

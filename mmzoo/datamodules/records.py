@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
@@ -27,18 +27,24 @@ Label = str | tuple[str, ...] | Mapping[str, float] | Numbers
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sample before it is read: files and phrasings by modality, labels by target."""
+    """One sample before it is read: files and phrasings by modality, labels by target.
+
+    A phrasing is one of several ways to say the same, of which one is read; `several` holds texts, or (of the
+    modalities in `filed`) names of files, of which all are read, side by side.
+    """
 
     id: str
     files: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     labels: Mapping[str, Label] = field(default_factory=dict)
     subject: str | None = None
+    several: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    filed: frozenset[str] = frozenset()
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Return the names of the modalities it has."""
-        return (*self.files, *self.texts)
+        return (*self.files, *self.texts, *self.several)
 
 
 @runtime_checkable
@@ -191,7 +197,24 @@ def build_sample(
         elif (of := boxes[target].config.of) in sizes:
             where = f"{record.id}/{target}"
             targets[target] = boxes[target].box(label, sizes[of], preprocesses[of], where)
-    return Sample(record.id, inputs, targets)
+    several = {
+        m: tuple(preprocess(raw, generator=generator) for raw in _entries(record, m, preprocess, read))
+        for m, preprocess in preprocesses.items()
+        if m in record.several
+    }
+    return Sample(record.id, inputs, targets, several=several)
+
+
+def _entries(
+    record: Record, modality: str, preprocess: Preprocess, read: Callable[[Preprocess, str], Any]
+) -> Iterator[Any]:
+    """Yield several entries of a modality: texts as they are, or what the files hold that they name."""
+    for entry in record.several[modality]:
+        if modality not in record.filed:
+            yield entry
+            continue
+        with decoding(entry):
+            yield read(preprocess, entry)
 
 
 def names_of(label: str | tuple[str, ...] | Mapping[str, float]) -> tuple[str, ...]:
@@ -215,7 +238,7 @@ def count_voxels(
     parts: Iterable[tuple[Files, Iterable[Record]]], preprocesses: Mapping[str, Preprocess]
 ) -> dict[str, int]:
     """Return fMRI subject -> number of voxels, read from one scan of each subject."""
-    brains = [m for m, p in preprocesses.items() if isinstance(p, FmriPreprocess)]
+    brains = [m for m, p in preprocesses.items() if isinstance(p.core, FmriPreprocess)]
     found: dict[str, int] = {}
     for files, records in parts if brains else ():
         for record in records:

@@ -92,7 +92,7 @@ class Joined:
 
 
 def _sniff_file(path: Path) -> Guess | None:
-    if path.suffix in SUFFIXES:
+    if path.suffix in (*SUFFIXES, ".json"):
         return Guess("manifest", "manifest", {"path": str(path)})
     if is_tar(path):
         if _is_shard(path):

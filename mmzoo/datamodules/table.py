@@ -11,16 +11,18 @@ from typing import Any
 
 from mmzoo.batch import NumericKind
 from mmzoo.datamodules.files import KINDS, is_data, kind_of
+from mmzoo.datamodules.karpathy import Row, read_karpathy
 from mmzoo.datamodules.numbers import NumbersConfig, read_numbers
 from mmzoo.datamodules.records import Label, Record
 from mmzoo.datamodules.scores import read_scores
 from mmzoo.datamodules.split import split_name
 from mmzoo.errors import ConfigError, DataError, close_matches
 
+CAPTIONS = ("caption", "captions")
+"""Names of columns of text."""
 RESERVED = ("id", "split", "subject")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl")
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class Columns:
         files: dict[str, str] = {}
         texts: dict[str, tuple[str, ...]] = {}
         for modality, column in self.inputs.items():
-            cell = cell_text(row.get(column))
+            if isinstance(entries := row.get(column), list):
+                texts |= {modality: given} if (given := tuple(filter(None, map(cell_text, entries)))) else {}
+                continue
+            cell = cell_text(entries)
             if not cell:
                 continue
             if is_data(cell) and (kind_of(cell) != "text" or (path.parent / cell).is_file()):
@@ -78,7 +83,7 @@ class Columns:
 
 def read_rows(path: Path) -> list[Row]:
     """Read all rows of a manifest, each a mapping from column names; raise DataError naming a bad line."""
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in (*SUFFIXES, ".json"):
         raise DataError.at(
             str(path), f"a {path.suffix or 'nameless'} file", " or ".join(SUFFIXES), "Convert it."
         )
@@ -88,7 +93,8 @@ def read_rows(path: Path) -> list[Row]:
         raise DataError.at(
             str(path), f"byte {error.start} is not UTF-8", "UTF-8 text", "Save it as UTF-8."
         ) from error
-    rows = _read_json(text, path) if path.suffix == ".jsonl" else _read_csv(text, path)
+    readers = {".jsonl": _read_json, ".json": read_karpathy}
+    rows = readers.get(path.suffix, _read_csv)(text, path)
     if not rows:
         raise DataError.at(str(path), "no rows", "a header and a row for each sample", "Write the rows.")
     return rows
@@ -153,15 +159,15 @@ def rows_by_split(rows: Sequence[Row], path: Path) -> dict[str, list[int]]:
 
 
 def _modality(name: str, rows: Sequence[Row], root: Path) -> str | None:
-    """Return the modality of a column: named as one (also `image_path`, `caption`), or holding files of
-    one."""
+    """Return the modality of a column: named as one (also `image_path`, `caption`, `captions`), or holding
+    files of one."""
     if name in RESERVED:
         return None
     plain = name.lower()
     for ending in ("_path", "_file", "path", "file"):
         plain = plain.removesuffix(ending)
-    if plain in KINDS or plain == "caption":
-        return "text" if plain == "caption" else plain
+    if plain in KINDS or plain in CAPTIONS:
+        return "text" if plain in CAPTIONS else plain
     first = next((cell for row in rows if (cell := cell_text(row.get(name)))), "")
     return kind_of(first) if first and is_data(first) and (root / first).is_file() else None
 
