@@ -176,7 +176,7 @@ def _rows(model: MultimodalModel, task: str, samples: Sequence[Sample], batch_si
     modality: list[str] = []
     vectors: list[np.ndarray] = []
     known = set(model.modalities)
-    usable = [s for s in samples if known & set(s.inputs)]
+    usable = [s for s in samples if known & set(s.modalities)]
     for start in range(0, len(usable), batch_size):
         part = usable[start : start + batch_size]
         for name, found in model.embed(collate(part).to(model.device), task).items():

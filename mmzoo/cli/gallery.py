@@ -75,7 +75,8 @@ def read_pool(built: Built, split: str, task: str) -> Pool:
         for sense, prediction in found.items():
             rows = prediction.values.float().cpu()
             own = vectors.setdefault(sense, {})
-            own.update({part[i].id: row for i, row in zip(prediction.index.tolist(), rows, strict=True)})
+            for i, row in zip(prediction.index.tolist(), rows, strict=True):
+                own.setdefault(part[i].id, row)  # of several entries the first
     return Pool(samples, vectors)
 
 
@@ -119,7 +120,7 @@ def sheet(built: Built, pool: Pool, queries: Sequence[tuple[str, str]], senses: 
 
 def _framed(model: MultimodalModel, sample: Sample, sense: str, colour: tuple[int, int, int]) -> Image.Image:
     prepare = model.config.modalities[sense].preprocess.build()
-    small = thumbnail(sample.inputs[sense], model.adapter(sense).kind, prepare)
+    small = thumbnail(sample.entries(sense)[0], model.adapter(sense).kind, prepare)
     framed = Image.new("RGB", (SIZE + 2 * EDGE, SIZE + 2 * EDGE), colour)
     framed.paste(small, (EDGE, EDGE))
     return framed

@@ -215,7 +215,7 @@ class Tally:
         except (DataError, ShapeError) as error:
             self.faults.append(str(error))
             return
-        self.modalities.update(sample.inputs.keys())
+        self.modalities.update(sample.modalities)
         for target, value in sample.targets.items():
             names = info.labels[target]
             if target in info.numeric:

@@ -139,7 +139,10 @@ class Mixture(DataModule):
         kinds = self._kinds()
         dense = {t: k for t, k in kinds.items() if isinstance(k, DenseKind)}
         numeric = {t: k for t, k in kinds.items() if isinstance(k, NumericKind)}
-        return DataInfo(self._labels(), subjects, tuple(modalities), counts, dense, numeric)
+        several: dict[str, int] = {}
+        for m, count in ((m, n) for info in infos.values() for m, n in info.several.items()):
+            several[m] = max(several.get(m, 0), count)
+        return DataInfo(self._labels(), subjects, tuple(modalities), counts, dense, numeric, several)
 
     def _kinds(self) -> dict[str, DenseKind | NumericKind | None]:
         """Say of each label what it is, None where it is classes; sets that give one name to two kinds, or to

@@ -2,8 +2,7 @@
 
 `0001.jpg`, `0001.txt`, `0001.wav` are modalities by extension, `0001.fmri.npy` names its own; `0001.cls`
 is a class number or name; `0001.json` may hold `labels` (target -> class, list of classes or class -> score),
-`texts`
-(modality -> phrasings) and `subject`. Pickles are refused: reading one runs its code.
+`texts` (modality -> phrasings) and `subject`. Pickles are refused: reading one runs its code.
 """
 
 from __future__ import annotations
@@ -107,6 +106,10 @@ def pack(source: RecordSource) -> Iterator[dict[str, Any]]:
     JSON."""
     for number in range(len(source)):
         record = source.records[number]
+        if record.several:
+            found = f"several entries of {', '.join(record.several)}"
+            do = "Set data.captions.evaluate=first, or train from the manifest."
+            raise DataError.at(record.id, found, "one of each, which is what shards keep", do)
         sample: dict[str, Any] = {"__key__": f"{number:08d}"}
         for modality, name in record.files.items():
             last = extension(name)
