@@ -49,6 +49,7 @@ RECIPES = {
     "onepeace_coco": [*TEXT, *IMAGE],
     "onepeace_flickr30k": [*TEXT, *IMAGE],
     "onepeace_audio_text": [*TEXT, *AUDIO],
+    "onepeace_avqa": [*TEXT, *AUDIO, *HEAD],
     "onepeace_nlvr2": [*TEXT, *IMAGE, *HEAD],
     "onepeace_vqa": [*TEXT, *IMAGE, *HEAD],
     "onepeace_vggsound": [*AUDIO, *HEAD],
@@ -60,7 +61,7 @@ RECIPES = {
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Write eight samples with everything that any of the recipes reads."""
     folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    columns = "caption,sentence,question,image,left,right,audio,label,labels,answers,split"
+    columns = "caption,sentence,question,image,left,right,audio,label,labels,answers,choices,answer,split"
     lines = [columns]
     for i in range(8):
         for side in ("a", "b"):
@@ -71,7 +72,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         words = f"a thing number {i}"
         split = "train" if i < 6 else "val"
         files = f"{i}a.png,{i}a.png,{i}b.png,{i}.wav"
-        lines.append(f"{words},{words},what is {i},{files},{i % 2},x|{i % 3},y|{i % 3},{split}")
+        lines.append(f"{words},{words},what is {i},{files},{i % 2},x|{i % 3},y|{i % 3},a cat|a dog|rain|wind,{i % 4},{split}")
     path = folder / "rows.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
