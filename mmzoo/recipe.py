@@ -17,9 +17,11 @@ from mmzoo import compose, configs, schema, zoo
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.base import DataModule
 from mmzoo.errors import ConfigError, MmzooError, close_matches
+from mmzoo.learners.baselines import check_baselines
 from mmzoo.learners.multitask import MultitaskLearner
 from mmzoo.learners.named_parts import check_parts
-from mmzoo.learners.tasks import TaskConfig, faults_of, modalities_of, with_heads
+from mmzoo.learners.optim import moment_options
+from mmzoo.learners.tasks import Task, TaskConfig, faults_of, modalities_of, with_heads
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
 from mmzoo.models.finetune.graft import donors, graft
 from mmzoo.models.multimodal import MultimodalModel
@@ -103,17 +105,23 @@ def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> RecipeC
 
 
 def check_names(config: RecipeConfig) -> None:
-    """Raise where a recipe names weights that do not exist, or parts that its model will not have."""
+    """Raise where a recipe names what does not exist: weights, parts of the model, an optimiser, figures."""
     faults: list[str] = []
     try:
         if config.init_from:
             zoo.check_source(config.init_from)
     except MmzooError as error:
         faults.append(f"init_from: {error}")
-    try:
-        check_parts(config.model, config.tasks, config.learner, config.init_fresh)
-    except ConfigError as error:
-        faults.append(str(error))
+    learner = config.learner
+    for check in (
+        lambda: check_parts(config.model, config.tasks, learner, config.init_fresh),
+        lambda: moment_options(learner.optim),
+        lambda: check_baselines(learner.baselines, {n: Task(n, t) for n, t in config.tasks.items()}),
+    ):
+        try:
+            check()
+        except ConfigError as error:  # noqa: PERF203 all faults at once
+            faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
 

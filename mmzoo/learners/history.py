@@ -43,16 +43,17 @@ class History(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note the learning rate of this step (of parts without a factor), before the schedule moves on."""
-        group = trainer.optimizers[0].param_groups[0] if trainer.optimizers else {"lr": 0.0}
-        self._rate = group["lr"] / (group.get("lr_scale") or 1.0)
+        groups = [g for o in trainer.optimizers for g in o.param_groups if g.get("lr_scale")]
+        self._rate = groups[0]["lr"] / groups[0]["lr_scale"] if groups else 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a line where it is due: the first step, every few steps, the last step."""
+        """Write a line where it is due: the first step, every few steps, the last, and where the learner has
+        figures that it seldom has."""
         step = trainer.global_step
-        last = step == trainer.max_steps
-        if step == self._logged or not (step % self.every == 0 or step == 1 or last):
+        due = step % self.every == 0 or step in (1, trainer.max_steps)
+        if step == self._logged or not (due or getattr(pl_module, "line_due", False)):
             return
         self._logged = step
         rates = self.meter.read(trainer.world_size)

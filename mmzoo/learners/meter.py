@@ -35,10 +35,11 @@ class Meter(pl.Callback):
         self.flops_per_token, self.peak = 0.0, 0.0
         self._since = 0.0
         self._hook: Any = None
+        self._learner: pl.LightningModule | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the peak and begin to count tokens."""
-        self.peak = gemm_peak(pl_module.device, _dtype(trainer.precision))
+        self.peak, self._learner = gemm_peak(pl_module.device, _dtype(trainer.precision)), pl_module
         model = pl_module.model
         if isinstance(model, MultimodalModel):
             self._hook = model.trunk.register_forward_hook(self._count_tokens)
@@ -87,7 +88,7 @@ class Meter(pl.Callback):
         return rates
 
     def _count_tokens(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if module.training:
+        if module.training and not getattr(self._learner, "looks_back", False):
             self.tokens += count_tokens(output.groups)
 
 

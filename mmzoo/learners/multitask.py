@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mmzoo import schema
 from mmzoo.batch import Batch, DataInfo, ModelOutput
-from mmzoo.errors import ConfigError, close_matches
+from mmzoo.errors import ConfigError
 from mmzoo.learners.balance.balancing import RANK_SLOT, Balancing, Over, Place
 from mmzoo.learners.balance.base import Moment
+from mmzoo.learners.baselines import check_baselines
 from mmzoo.learners.optim import OptimConfig, build_optimizer, check_schedule, lr_factor
 from mmzoo.learners.routing import step_figures
 from mmzoo.learners.tasks import Task, TaskConfig
@@ -80,16 +81,17 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
             raise ConfigError.at(
                 "tasks", "none", "at least one task", "Add tasks: {name: {head: …, objective: …}}."
             )
-        for name in config.baselines:
-            if name.split("/")[0] not in tasks:
-                do = close_matches(name.split("/")[0], tasks)
-                raise ConfigError.at("learner.baselines", f"{name!r} is of no task", "task/figure", do)
         self.config, self.model, self.info, self.seed = config, model, info, seed
         self.tasks = {name: Task(name, c) for name, c in tasks.items()}
+        check_baselines(config.baselines, self.tasks)
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
         self.balancing = Balancing(config, {n: self.tasks[n] for n in self.trained}, model.passes)
         self.balancer = self.balancing.balancer
         self._replay: tuple[Batch, int, Moment] | None = None
+        self.looks_back = False
+        """whether the forward pass under way is the balancer's second look, which no rate counts"""
+        self.line_due = False
+        """whether this step has figures that most have not, so that the history needs a line of it"""
         self.unfreezing = Unfreezing(config.unfreeze, model)
         self.tracker = Tracker(self.tasks, info, config.baselines)
         self.last_losses: dict[str, Tensor] = {}
@@ -116,12 +118,13 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         total, now = self.balancing.total(states, aux, self._mean, self.model, at)
         self._replay = (batch, number, now) if self.balancer.looks_back else None
         logged |= self.balancing.figures
+        self.line_due = self.balancing.compares_at(self.global_step)
         logged["train/loss"] = total.detach()
         if (self.global_step + 1) % self.log_every_steps == 0 or self.global_step == 0:
             found = step_figures(output.stats)
             logged |= {f"train/{k}": torch.tensor(v, device=total.device) for k, v in found.items()}
         self.last_losses = logged
-        if self.global_step % self.log_every_steps == 0:
+        if (self.global_step + 1) % self.log_every_steps == 0:  # when Lightning hands over to its loggers
             self.log_dict(logged, batch_size=len(batch))
         return total
 
@@ -133,10 +136,12 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         (batch, number, now), self._replay = self._replay, None
         # contrast between ranks needs a graph, see objectives.contrast
         autocast = self.trainer.precision_plugin.forward_context()
+        self.looks_back = True
         with torch.set_grad_enabled(self.trainer.world_size > 1), autocast:
             output = self._forward(batch, number)
             states = {name: self.tasks[name].loss(output, batch) for name in self.trained}
             values = self.balancing.values(states, self._mean, now)
+        self.looks_back = False
         with torch.no_grad():
             self.balancer.after_step(values.detach(), now)
 

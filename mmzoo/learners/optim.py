@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -11,8 +12,11 @@ import torch
 from torch import nn
 
 from mmzoo import schema
-from mmzoo.errors import ConfigError
+from mmzoo.errors import ConfigError, MmzooError, close_matches
 from mmzoo.learners.param_groups import ParameterGroup, WeightDecayOn, group_parameters
+
+ADAMW, ADAMW_BETAS, ADAMW_EPS = "adamw", (0.9, 0.98), 1e-8
+"""The optimiser that torch fuses, and its options where none are given."""
 
 
 class Decay(str, Enum):
@@ -37,10 +41,10 @@ class OptimConfig(schema.Config):
     weight_decay_on: WeightDecayOn = WeightDecayOn.MATRICES
     """matrices: never on biases, norms, scales, special tokens, positions and relative tables; onepeace: as
     its released training, which spares the biases, norms, CLS tokens and positions of text and image only"""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """decay of the moment averages"""
-    eps: float = 1e-8
-    """added to the denominator"""
+    betas: tuple[float, ...] | None = None
+    """decay of the moment averages; null: the optimiser's own, of adamw here (0.9, 0.98)"""
+    eps: float | None = None
+    """added to the denominator; null: the optimiser's own, of adamw here 1e-8"""
     warmup: float = 0.05
     """share of all steps with linear warm-up"""
     decay: Decay = Decay.COSINE
@@ -60,6 +64,10 @@ class OptimConfig(schema.Config):
         """Check the ranges."""
         if not self.lr > 0:
             raise ConfigError.at("optim.lr", str(self.lr), "a positive number", "Try 1e-3.")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError.at("optim.betas", str(self.betas), "shares in [0, 1)", "Try [0.9, 0.98].")
+        if self.eps is not None and not self.eps > 0:
+            raise ConfigError.at("optim.eps", str(self.eps), "a positive number", "Try 1e-8.")
         if not 0 <= self.warmup < 1:
             raise ConfigError.at("optim.warmup", str(self.warmup), "a share in [0, 1)", "Try 0.05.")
         if not self.poly_power > 0:
@@ -97,21 +105,65 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         }
         for group in groups
     ]
-    if config.name == "adamw":
-        fused = torch.optim.AdamW(params, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    given = moment_options(config)
+    if config.name == ADAMW:
+        options: dict[str, Any] = {"betas": ADAMW_BETAS, "eps": ADAMW_EPS, **given}
+        fused = torch.optim.AdamW(params, lr=config.lr, fused=True, **options)
         # compat(lightning): under mixed precision it refuses to clip gradients for optimisers that unscale
         # them by themselves; told that this one does not, it unscales (float16 only) and clips as for others
         fused._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         return fused
+    return _of_timm(params, config, given)
+
+
+def _of_timm(
+    params: list[dict[str, Any]], config: OptimConfig, given: Mapping[str, Any]
+) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage] its public place
 
-    for group in params:  # timm's own schedulers read it; some of its optimisers take no unknown key
-        del group["lr_scale"]
+    scales = [group.pop("lr_scale") for group in params]  # some of its optimisers take no unknown key
     try:
-        return create_optimizer_v2(params, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
-    except (ValueError, AssertionError) as error:
-        do = f"timm says: {error}"
-        raise ConfigError.at("optim.name", repr(config.name), "adamw or an optimiser of timm", do) from error
+        made = create_optimizer_v2(
+            params, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **given
+        )
+    except (ValueError, AssertionError, ImportError) as error:
+        raise _unusable(config.name, str(error)) from error
+    for group, scale in zip(made.param_groups, scales, strict=True):
+        group["lr_scale"] = scale
+    return made
+
+
+def moment_options(config: OptimConfig) -> dict[str, Any]:
+    """Return `betas` and `eps` where they are given; raise where the optimiser takes none such."""
+    given = {k: v for k in ("betas", "eps") if (v := getattr(config, k)) is not None}
+    wanted = {"betas": 2, "eps": 1} if config.name == ADAMW else _wanted_by_timm(config.name)
+    for name, value in given.items():
+        count = len(value) if isinstance(value, tuple) else 1
+        if count != wanted[name]:
+            expected = f"{wanted[name]} of them" if wanted[name] else f"none, for {config.name} takes none"
+            do = f"Leave learner.optim.{name} out, or choose another optimiser."
+            raise ConfigError.at(f"optim.{name}", str(value), expected, do)
+    return given
+
+
+def _wanted_by_timm(name: str) -> dict[str, int]:
+    """Return how many betas and eps an optimiser of timm takes; raise where it is none that runs here."""
+    from timm.optim import (
+        get_optimizer_info,  # pyright: ignore[reportPrivateImportUsage] its public place
+        list_optimizers,  # pyright: ignore[reportPrivateImportUsage] its public place
+    )
+
+    try:
+        info = get_optimizer_info(name.lower().rpartition("_")[2])
+    except ValueError as error:
+        raise _unusable(name, close_matches(name, [ADAMW, *map(str, list_optimizers())])) from error
+    if info.second_order:
+        raise _unusable(name, "It needs second derivatives; choose one that does not.")
+    return {"betas": info.num_betas if info.has_betas else 0, "eps": int(info.has_eps)}
+
+
+def _unusable(name: str, do: str) -> MmzooError:
+    return ConfigError.at("optim.name", repr(name), "adamw or an optimiser of timm", do)
 
 
 def check_schedule(total_steps: int | float, config: OptimConfig) -> None:

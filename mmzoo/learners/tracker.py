@@ -3,6 +3,7 @@ eval`."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from mmzoo.metrics.delta import delta_m
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.state import LossState, Sum
 
+log = logging.getLogger(__name__)
+
 
 class Tracker:
     """The states of all tasks over one pass through a split."""
@@ -34,6 +37,7 @@ class Tracker:
         self.passes: dict[str, tuple[str, ...]] = {}
         self.routing = RoutingTracker()
         self.routing_rows: dict[str, tuple[str, ...]] = {}
+        self._said_absent = False
 
     def reset(self) -> None:
         """Forget everything but the reference."""
@@ -87,10 +91,20 @@ class Tracker:
             figures |= new
             matrices |= drawn
         if self.baselines:
-            figures["delta_m"] = delta_m(figures, self.baselines)
+            figures |= self._compared(figures)
         use = self.routing.merged() if routing.is_routed(model) else {}
         self.routing_rows = routing.row_names(use)
         return figures | routing.figures(use), matrices | routing.matrices(use)
+
+    def _compared(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Return delta_m; nothing where this split has no samples behind one of its figures."""
+        absent = [name for name in self.baselines if name not in figures]
+        if not absent:
+            return {"delta_m": delta_m(figures, self.baselines)}
+        if not self._said_absent:
+            self._said_absent = True
+            log.warning("delta_m is left out where there is no figure %s", ", ".join(absent))
+        return {}
 
     def _merged_over_ranks(self) -> tuple[dict[str, LossState], dict[str, dict[str, Any]]]:
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:

@@ -59,6 +59,10 @@ class Metric(schema.Configurable):
         """Return the figures."""
         raise NotImplementedError
 
+    def names(self) -> tuple[str, ...]:
+        """Return the last words of the names of all figures it may give; empty where that is not known."""
+        return ()
+
     def figures(self, state: Any, context: MetricContext) -> dict[str, np.ndarray]:
         """Return matrices worth drawing in the report (`confusion`, `retrieval`); default none."""
         del state, context

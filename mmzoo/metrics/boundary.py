@@ -69,6 +69,10 @@ class Boundary(DenseMetric):
             "true": np.array(int(real.sum())),
         }
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return (f"odsF@{self.config.max_dist:g}", f"oisF@{self.config.max_dist:g}")
+
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return both figures; none where no image has a boundary."""
         if not rows["true"].sum():

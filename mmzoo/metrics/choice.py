@@ -41,6 +41,10 @@ class ChoiceAccuracy(Metric):
             raise ConfigError.at("metric", "no target", "the name of a label", do)
         return {name: (self._rows(name, p, batch, target),) for name, p in predictions.items()}
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("top1", "chance")
+
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""
         return merge(a, b)

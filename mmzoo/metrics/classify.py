@@ -54,6 +54,10 @@ class Accuracy(Metric):
         }
         return Rows(rows.ids, columns)
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return (*(f"top{k}" for k in self.config.topk), "mean_class", "macro_f1")
+
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""
         return merge(a, b)
@@ -103,6 +107,10 @@ class MeanAveragePrecision(Metric):
                 positive = (rows["labels"] > 0.5).astype(np.int8)
                 state[name] = (Rows(rows.ids, {"values": rows["values"], "positive": positive}),)
         return state
+
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("mAP",)
 
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""

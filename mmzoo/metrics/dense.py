@@ -104,6 +104,10 @@ class MeanIou(DenseMetric):
         counts = [torch.bincount(x, minlength=classes).numpy() for x in (right, chosen, labels)]
         return dict(zip(("right", "predicted", "true"), counts, strict=True))
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("mIoU", "pixel_acc")
+
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return the mean over classes."""
         right, predicted, true = (rows[k].sum(axis=0) for k in ("right", "predicted", "true"))
@@ -141,6 +145,10 @@ class DepthError(DenseMetric):
         sums = torch.stack([(off**2).sum(), (ratio**2).sum(), (off.abs() / d).sum(), (off**2 / d).sum()])
         return {"count": np.array(len(d)), "sums": sums.numpy()}
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("rmse_m", "log_rmse", "abs_rel", "sq_rel_m")
+
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return the four figures; none where nothing was measured."""
         if not rows["count"].sum():
@@ -175,6 +183,10 @@ class NormalsError(DenseMetric):
         small = [(angle < limit).sum().double() for limit in (11.25, 22.5, 30.0)]
         sums = torch.stack([angle.sum(), (angle**2).sum(), *small])
         return {"count": np.array(int(valid.sum())), "sums": sums.numpy()}
+
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("mErr_deg", "rmse_deg", "within_11", "within_22", "within_30")
 
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return the figures; none where nothing was labelled."""
@@ -229,6 +241,10 @@ class Saliency(DenseMetric):
             right = np.bincount(level[wanted], minlength=20)[::-1].cumsum()[::-1][1:]
             columns |= {f"{name}_found": found, f"{name}_right": right}
         return columns
+
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return tuple("IoU_miou" if p is SaliencyProtocol.MIOU else f"F_{p.value}" for p in self.config.protocols)
 
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return the best over thresholds of each protocol."""

@@ -73,6 +73,10 @@ class RegressionError(NumericMetric):
         """Keep both."""
         return {"values": values.astype(np.float64), "labels": labels.astype(np.float64)}
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("MAE", "RMSE", "R2")
+
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return the three figures."""
         labels, off = rows["labels"], rows["values"] - rows["labels"]
@@ -109,6 +113,10 @@ class BoxIou(NumericMetric):
         """Keep the overlap of each box with the true one."""
         found, true = (torch.from_numpy(x).double() for x in (values, labels))
         return {"iou": iou(found, true).numpy()}
+
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return (*(f"Acc@{t:g}" for t in self.config.thresholds), "mean_IoU")
 
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return the shares and the mean."""

@@ -36,6 +36,10 @@ class Probe(Metric):
         """Return the vectors and labels of each pass."""
         return {name: (labelled(name, p, batch, target),) for name, p in predictions.items()}
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("top1", "mean_class")
+
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""
         return merge(a, b)

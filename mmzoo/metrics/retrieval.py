@@ -72,6 +72,10 @@ class Retrieval(Metric):
         del target
         return {name: (plain(name, p, batch),) for name, p in predictions.items()}
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return (*(f"R@{k}" for k in self.config.ks), "MedR", "chance")
+
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""
         return merge(a, b)

@@ -48,6 +48,10 @@ class SoftAccuracy(Metric):
             state[name] = (Rows(rows.ids, {"score": chosen.astype(np.float64)}),)
         return state
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return ("accuracy",)
+
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""
         return merge(a, b)

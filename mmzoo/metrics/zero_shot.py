@@ -64,6 +64,10 @@ class ZeroShot(Metric):
         wanted = {name: p for name, p in predictions.items() if self.config.text not in name.split("+")}
         return {name: (labelled(name, p, batch, self.config.target or target),) for name, p in wanted.items()}
 
+    def names(self) -> tuple[str, ...]:
+        """Name the figures."""
+        return (*(f"top{k}" for k in self.config.topk), "mean_class")
+
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""
         return merge(a, b)

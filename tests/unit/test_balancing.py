@@ -17,8 +17,11 @@ from mmzoo import recipe, registry, schema
 from mmzoo.errors import ConfigError
 from mmzoo.learners.balance.balancing import Balancing, Place
 from mmzoo.learners.callbacks import run_callbacks
+from mmzoo.learners.history import read_history
 from mmzoo.learners.keeper import Interrupted
+from mmzoo.learners.meter import Meter, count_tokens
 from mmzoo.learners.multitask import MultitaskLearner
+from mmzoo.learners.optim import lr_factor
 from mmzoo.learners.tasks import Task, TaskConfig
 from mmzoo.recipe import Built
 from mmzoo.state import LossState, Sum
@@ -128,6 +131,32 @@ def test_parts_are_balanced_where_asked(three: list[str]):
     names = {"align/fmri~image", "align/fmri~text", "align/image~text", "where/image", "where/fmri", "who"}
     assert {k.removeprefix("train/balance/") for k in figures(built, "train/balance/")} == names
     assert set(built.learner.balancer.names) == names
+
+
+def test_a_line_holds_figures_of_its_own_step_and_the_true_rate(three: list[str], tmp_path: pathlib.Path):
+    """Seldom compared cosines stand in lines of their own; a second look back at a batch is not counted."""
+    words = ["learner.balance=famo", "learner.cosine_every=3", "trainer.max_steps=4"]
+    optim = ["learner.optim.name=lion", "learner.optim.lr_scales={heads: 0.0, modalities: 0.25}"]
+    config = recipe.load("five_senses", [*three, *words, *optim, "learner.optim.lr=0.01"])
+    watch = run_callbacks(config.trainer, tmp_path / "metrics.jsonl", tmp_path / "checkpoints")
+    meter = next(c for c in watch if isinstance(c, Meter))
+    built = recipe.build(config, callbacks=watch)
+    seen: list[int] = []
+    built.model.trunk.register_forward_hook(
+        lambda module, _, out: seen.append(count_tokens(out.groups)) if module.training else None
+    )
+    counted: list[int] = []
+    read = meter.read
+    meter.read = lambda world_size=1: (counted.append(meter.tokens), read(world_size))[1]
+    built.trainer.fit(built.learner, datamodule=built.datamodule)
+    lines = [line for line in read_history(tmp_path / "metrics.jsonl") if "lr" in line]
+    assert [line["step"] for line in lines] == [1, 3, 4]
+    assert [any(k.startswith("train/cosine/") for k in line) for line in lines] == [True, True, False]
+    assert [line["lr"] for line in lines] == pytest.approx(
+        [0.01 * lr_factor(line["step"] - 1, 4, config.learner.optim) for line in lines]
+    )
+    assert len(seen) == 8  # each batch forward, and once more looking back
+    assert counted == [seen[0], seen[2] + seen[4], seen[6]]
 
 
 @pytest.mark.parametrize("kind", ["static", "cagrad", "dwa"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,41 @@ def test_timm_optimisers_by_name_and_a_wrong_name():
     assert type(build_optimizer(model, OptimConfig(name="lion"))).__name__ == "Lion"
     with pytest.raises(ConfigError, match=r"optim\.name: 'adamz'; expected adamw or an optimiser of timm"):
         build_optimizer(model, OptimConfig(name="adamz"))
+
+
+def test_moments_reach_the_optimisers_that_have_them():
+    model = nn.Linear(2, 2)
+    plain = build_optimizer(model, OptimConfig()).param_groups[0]
+    assert (plain["betas"], plain["eps"]) == ((0.9, 0.98), 1e-8)
+    given = build_optimizer(model, OptimConfig(betas=(0.8, 0.9), eps=1e-5)).param_groups[0]
+    assert (given["betas"], given["eps"]) == ((0.8, 0.9), 1e-5)
+    lion = build_optimizer(model, OptimConfig(name="lion", betas=(0.7, 0.8))).param_groups[0]
+    assert lion["betas"] == (0.7, 0.8)
+    assert build_optimizer(model, OptimConfig(name="lion")).param_groups[0]["betas"] == (0.9, 0.99)
+    adan = build_optimizer(model, OptimConfig(name="adan", betas=(0.9, 0.8, 0.7), eps=1e-6)).param_groups[0]
+    assert (adan["betas"], adan["eps"]) == ((0.9, 0.8, 0.7), 1e-6)
+    ahead = OptimConfig(name="lookahead_lamb", eps=1e-5, lr_scales={"weight": 0.5})
+    assert {g["eps"] for g in build_optimizer(model, ahead).param_groups} == {1e-5}
+    assert {g["lr_scale"] for g in build_optimizer(model, ahead).param_groups} == {0.5, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"name": "lion", "eps": 1e-6}, "optim.eps: 1e-06; expected none, for lion takes none. Leave"),
+        ({"name": "sgd", "betas": (0.9, 0.99)}, "optim.betas: (0.9, 0.99); expected none, for sgd takes"),
+        ({"name": "adan", "betas": (0.9, 0.99)}, "optim.betas: (0.9, 0.99); expected 3 of them. Leave"),
+        ({"betas": (0.9, 0.99, 0.9)}, "optim.betas: (0.9, 0.99, 0.9); expected 2 of them. Leave"),
+        ({"name": "adahessian"}, "optim.name: 'adahessian'; expected adamw or an optimiser of timm. It"),
+        ({"name": "lookahead_lamp"}, "optim.name: 'lookahead_lamp'; expected adamw or an optimiser of timm"),
+        ({"betas": (0.9, 1.0)}, "optim.betas: (0.9, 1.0); expected shares in [0, 1)"),
+        ({"eps": 0.0}, "optim.eps: 0.0; expected a positive number"),
+    ],
+)
+def test_moments_that_an_optimiser_lacks_are_refused(options: dict[str, Any], line: str):
+    with pytest.raises(ConfigError) as caught:
+        build_optimizer(nn.Linear(2, 2), OptimConfig(**options))
+    assert str(caught.value).startswith(line)
 
 
 def test_nothing_to_train_is_said():

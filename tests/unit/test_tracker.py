@@ -62,6 +62,23 @@ def test_single_task_baselines_give_delta_m(built: Built):
     wrong = dataclasses.replace(built.learner.config, baselines={"whom/top1": 0.5})
     with pytest.raises(ConfigError, match="'who'"):
         wrong.build(built.model, built.config.tasks, built.info)
+    never = dataclasses.replace(built.learner.config, baselines={"who/top7": 0.5})
+    with pytest.raises(ConfigError, match=r"no figure 'who/top7'; .* Did you mean 'who/top5'"):
+        never.build(built.model, built.config.tasks, built.info)
+
+
+def test_a_figure_that_a_split_cannot_give_leaves_delta_m_out_and_is_said_once(
+    built: Built, caplog: pytest.LogCaptureFixture
+):
+    """Without a labelled sample of a task there is no such figure; training goes on."""
+    baselines = {"who/top1": 0.5, "who/audio/top1": 0.5}
+    tracker = Tracker(built.learner.tasks, built.info, baselines)
+    for _ in range(2):
+        tracker.reset()
+        tracker.update(built.model.eval(), collate(samples(built)))
+        assert "delta_m" not in tracker.compute(built.model)[0]
+    said = [r.message for r in caplog.records if "delta_m" in r.message]
+    assert said == ["delta_m is left out where there is no figure who/audio/top1"]
 
 
 def test_parts_merge_to_the_whole_in_any_order(built: Built):

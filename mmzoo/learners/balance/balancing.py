@@ -69,10 +69,11 @@ class Balancing:
     def total(
         self, states: Mapping[str, LossState], aux: Sequence[Tensor], mean: Mean, model: nn.Module, at: Place
     ) -> tuple[Float[Tensor, ""], Moment]:
-        """Return what is minimised; figures for the log are kept in `figures`.
+        """Return what is minimised; figures of this step for the log are kept in `figures`.
 
         `mean` makes this rank's mean loss of a sum.
         """
+        self.figures = {}
         if isinstance(self.balancer, Static):
             return self._sum(states, aux, mean, model, at)
         losses = self._split(states)
@@ -152,8 +153,12 @@ class Balancing:
         return self.balancer
 
     def _watches(self, now: Moment) -> bool:
+        return self.compares_at(now.step)
+
+    def compares_at(self, step: int) -> bool:
+        """Say whether the gradients of step `step` (0-based) are compared: the first one's, and every few."""
         every = self.options.cosine_every
-        return every > 0 and now.step % every == 0
+        return every > 0 and (step == 0 or (step + 1) % every == 0)
 
     def _compare(self, losses: Float[Tensor, " k"], names: Sequence[str], model: nn.Module) -> None:
         """Compare the tasks' gradients; costs a backward pass a task."""
