@@ -30,22 +30,25 @@ class Sum:
 class LossState:
     """What an objective returns for a batch: the total and its named parts; merges over batches and ranks.
 
-    Math: loss = total.sum / total.count, the mean over all rows of the whole (global) batch.
+    Math: loss = total.sum / total.count, the mean over all rows of the whole (global) batch; where `weights`
+    name parts, it is Σ weight · mean of the part instead, each part's mean over rows of its own.
     """
 
     total: Sum
     parts: Mapping[str, Sum] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def merge(self, other: LossState) -> LossState:
         """Add the state of another part of the data."""
         parts = dict(self.parts)
         for name, part in other.parts.items():
             parts[name] = parts[name].merge(part) if name in parts else part
-        return LossState(self.total.merge(other.total), parts)
+        return LossState(self.total.merge(other.total), parts, {**self.weights, **other.weights})
 
     def mean(self) -> Float[Tensor, ""]:
         """Return the mean loss."""
-        return self.total.mean()
+        means = [w * self.parts[name].mean() for name, w in self.weights.items() if name in self.parts]
+        return torch.stack(means).sum() if means else self.total.mean()
 
     @staticmethod
     def zero(like: Float[Tensor, ...]) -> LossState:

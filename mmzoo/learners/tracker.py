@@ -129,7 +129,7 @@ def _on_host(state: LossState) -> LossState:
     def move(part: Sum) -> Sum:
         return Sum(part.sum.detach().double().cpu(), part.count.detach().double().cpu())
 
-    return LossState(move(state.total), {k: move(p) for k, p in state.parts.items()})
+    return LossState(move(state.total), {k: move(p) for k, p in state.parts.items()}, state.weights)
 
 
 def _in_order(state: Any, passes: tuple[str, ...]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind, TokenPrediction
 from mmzoo.errors import ConfigError, ShapeError, close_matches
+from mmzoo.layers import distributed
 from mmzoo.layers.denoise_loss import denoising_sum
 from mmzoo.objectives.base import Objective
 from mmzoo.state import LossState, Sum
@@ -26,10 +27,11 @@ class DenoisingContrast(Objective):
     Why: unlike reconstruction it needs no target of the input's own kind, so pixels, words, sound, voxels and
     joints are all learned alike.
     Math: z and t are unit vectors, x_ij = scale · z_i · t_j, the keys t all tokens of that modality in this
-    rank's batch; loss_i = (1 - ε - e') (-log p_i,own) + e' Σ_j (-log p_ij), e' = ε / (n - 1). A part's mean
-    is over its hidden tokens; the total is the weighted sum of the parts' means and counts as one, so batches
-    and ranks weigh the same. Parts are named by pass, or by pass and modality (`image+text/text`).
+    rank's batch; loss_i = (1 - ε - e') (-log p_i,own) + e' Σ_j (-log p_ij), e' = ε / (n - 1). The loss is the
+    weighted sum of the parts' means, each over all its hidden tokens, in training those of all ranks. Parts
+    are named by pass, or by pass and modality (`image+text/text`).
     Ref: ONE-PEACE section 3.2; weights in stage 1: text 0.5, image 1, joint 0.5; stage 2: audio 1, joint 0.5.
+    Its code averages the ranks' means, which is the same where ranks hide equally many tokens.
     """
 
     @dataclass(kw_only=True)
@@ -69,15 +71,20 @@ class DenoisingContrast(Objective):
         self.config = config
 
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
-        """Return this rank's loss; labels are not used."""
+        """Return this rank's share of the loss, in which every rank counts as one; labels are not used."""
         del batch, target
         parts = {name: self._part(name, p) for name, p in predictions.items()}
+        counts = {name: len(p.values) for name, p in predictions.items()}
+        ranks = 1
+        if distributed.world_size() > 1 and torch.is_grad_enabled():
+            counts, ranks = _sums(distributed.gather_objects(counts)), distributed.world_size()
+        weights = {name: self.weight(name) for name in parts}
         if not parts:
-            nothing = torch.zeros((), requires_grad=torch.is_grad_enabled())
-            return LossState(Sum(nothing, torch.zeros(())))
-        total = torch.stack([self.weight(name) * part.mean() for name, part in parts.items()]).sum()
-        counted = torch.stack([part.count for part in parts.values()]).sum().clamp(max=1.0)
-        return LossState(Sum(total, counted), parts)
+            total = torch.zeros((), device=distributed.device(), requires_grad=torch.is_grad_enabled())
+        else:
+            shares = [weights[name] * part.sum / max(counts[name], 1) for name, part in parts.items()]
+            total = ranks * torch.stack(shares).sum()
+        return LossState(Sum(total, total.new_tensor(float(any(counts.values())))), parts, weights)
 
     def weight(self, part: str) -> float:
         """Return the factor of a part: its own, else its pass's, else 1."""
@@ -105,6 +112,12 @@ class DenoisingContrast(Objective):
         if unknown:
             do = close_matches(unknown[0], known)
             raise ConfigError.at("weights", repr(unknown[0]), "a pass of the task, or pass/modality", do)
+
+
+def _sums(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return the number of hidden tokens of each part over all ranks."""
+    names = dict.fromkeys(name for own in counts for name in own)
+    return {name: sum(own.get(name, 0) for own in counts) for name in names}
 
 
 def _unit(x: Tensor) -> Tensor:
