@@ -13,6 +13,10 @@ TABLE = {
         "mmzoo.datamodules.driving:Driving",
         "simulated streets: camera and lidar views, boxes, map, occupancy",
     ),
+    "nuscenes": Row(
+        "mmzoo.datamodules.nuscenes.data:NuScenes",
+        "nuScenes folders: lidar and cameras from above; boxes, map, occupancy",
+    ),
     "nyud": Row("mmzoo.datamodules.nyud:Nyud", "NYUD-v2 folders: classes, normals, boundaries, depth"),
     "pascal_context": Row(
         "mmzoo.datamodules.pascal_context:PascalContext",

@@ -22,6 +22,7 @@ from mmzoo.datamodules import ntu, scan_files
 from mmzoo.datamodules.dense_make import write_nyud, write_pascal_context
 from mmzoo.datamodules.five_senses import EventSource, FiveSenses
 from mmzoo.datamodules.haxby_make import write_haxby
+from mmzoo.datamodules.nuscenes.write import write_nuscenes
 from mmzoo.datamodules.scans import Event as Shown
 from mmzoo.datamodules.shapes_make import write_grounding, write_vqa
 from mmzoo.datamodules.shard_format import write_shards
@@ -52,6 +53,7 @@ class Kind(str, Enum):
     GROUNDING = "grounding"
     VQA = "vqa"
     HAXBY = "haxby"
+    NUSCENES = "nuscenes"
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ APART: dict[Kind, Callable[..., str]] = {
     Kind.GROUNDING: write_grounding,
     Kind.VQA: write_vqa,
     Kind.HAXBY: write_haxby,
+    Kind.NUSCENES: write_nuscenes,
 }
-"""Formats that hold something else: the indoor world, coloured shapes, and brains of new people (`samples`
-counts runs)."""
+"""Formats that hold something else: the indoor world, coloured shapes, brains of new people (`samples` counts
+runs), and streets."""

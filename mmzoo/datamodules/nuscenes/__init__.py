@@ -1,0 +1,2 @@
+"""nuScenes as info pickles list it: points and pictures as bird's-eye views; boxes, map and occupancy as
+labels."""
