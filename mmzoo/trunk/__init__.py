@@ -16,6 +16,9 @@ FEED_FORWARDS = {
     "modality": Row("mmzoo.trunk.feed_forward:ModalityFeedForward", "one FFN a modality (ONE-PEACE)"),
     "shared": Row("mmzoo.trunk.feed_forward:SharedFeedForward", "one FFN for all tokens"),
     "moe": Row("mmzoo.trunk.moe:MoeFeedForward", "experts chosen by a router, shared experts optional"),
+    "soft_moe": Row(
+        "mmzoo.trunk.soft_moe:SoftMoeFeedForward", "experts read slots, means of a sample's tokens"
+    ),
 }
 
 ROUTERS = {

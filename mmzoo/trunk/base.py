@@ -152,10 +152,11 @@ class FeedForward(nn.Module, schema.Configurable):
         del layer
         return config
 
-    def flops(self, tokens: int) -> int:
-        """Return the FLOPs of one forward over so many tokens: 2 a weight a token, counting the weights
-        a token meets.
+    def flops(self, tokens: int, segments: int = 1) -> int:
+        """Return the FLOPs of one forward over so many tokens in so many segments: 2 a weight a token,
+        counting the weights a token meets.
         """
+        del segments
         return 2 * num_weights(self) * tokens
 
 

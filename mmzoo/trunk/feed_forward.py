@@ -99,8 +99,9 @@ class ModalityFeedForward(FeedForward):
         parts = x.split([end - start for start, end in slices.values()])
         return torch.cat([self.networks[name](part) for name, part in zip(slices, parts, strict=True)]), {}
 
-    def flops(self, tokens: int) -> int:
+    def flops(self, tokens: int, segments: int = 1) -> int:
         """Count one network: a token meets only its own."""
+        del segments
         return 2 * num_weights(self.networks[self.modalities[0]]) * tokens
 
 

@@ -15,12 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.errors import ConfigError
-from mmzoo.layers.grouped_linear import GroupedKernel
 from mmzoo.trunk.balance import BalanceConfig, balance
 from mmzoo.trunk.base import Aux, FeedForward, MixerContext, num_weights
-from mmzoo.trunk.experts import Experts
-from mmzoo.trunk.feed_forward import Mlp, MlpConfig, ModalityFeedForward
+from mmzoo.trunk.experts import Experts, ExpertsConfig
+from mmzoo.trunk.feed_forward import Mlp
 from mmzoo.trunk.plan import SeqInfo
 from mmzoo.trunk.router import Router, Routing
 from mmzoo.trunk.routing_stats import SUFFIX, RoutingRecord
@@ -38,43 +36,26 @@ class MoeFeedForward(FeedForward):
     takes_tasks: ClassVar[bool] = True
 
     @dataclass(kw_only=True)
-    class Config(MlpConfig):
-        """Options of the experts, which are networks like the others here, and of their use."""
+    class Config(ExpertsConfig):
+        """Who chooses experts, and what keeps them in use."""
 
-        num_experts: int = 8
-        """routed experts"""
         router: Any = schema.one("routers", "topk")
         """who chooses experts, and by what"""
         shared_experts: int = 0
         """experts that every token passes, in addition; together one network of so many times the width"""
-        every: int = 1
-        """blocks from one with experts to the next; 2: the blocks 1, 3, 5, … (counted from 0) have them"""
-        dense: Any = schema.maybe("feed_forwards")
-        """the feed-forward of the other blocks; null: one a modality, with the options above"""
         capacity_factor: float | None = None
         """most tokens of an expert, in shares of an even load, later ones lose it; null: no limit"""
         balance: BalanceConfig = field(default_factory=BalanceConfig)
         """losses that keep experts in use"""
-        kernel: GroupedKernel = GroupedKernel.AUTO
-        """how the experts' matrix products are computed"""
 
-        def __post_init__(self) -> None:
-            """Check the ranges."""
-            super().__post_init__()
-            where = "trunk.ffn"
-            faults = [
-                (self.num_experts < 1, "num_experts", self.num_experts, "at least 1"),
+        def faults(self) -> list[tuple[bool, str, Any, str]]:
+            """Return what may be wrong."""
+            factor = self.capacity_factor
+            return [
+                *super().faults(),
                 (self.shared_experts < 0, "shared_experts", self.shared_experts, "0 or more"),
-                (self.every < 1, "every", self.every, "at least 1"),
-                (not (self.capacity_factor or 1.0) > 0, "capacity_factor", self.capacity_factor, "above 0"),
+                (not (factor or 1.0) > 0, "capacity_factor", factor, "above 0"),
             ]
-            lines = [
-                str(ConfigError.at(f"{where}.{name}", str(found), expected, "Change it."))
-                for wrong, name, found, expected in faults
-                if wrong
-            ]
-            if lines:
-                raise ConfigError("\n".join(lines))
 
     def __init__(
         self, config: Config, *, dim: int, modalities: tuple[str, ...], tasks: tuple[str, ...] = ()
@@ -88,17 +69,13 @@ class MoeFeedForward(FeedForward):
         self.shared = None
         if config.shared_experts:
             hidden = config.shared_experts * (config.hidden_dim or 4 * dim)
-            self.shared = Mlp(dataclasses.replace(_network(config), hidden_dim=hidden), dim)
+            self.shared = Mlp(dataclasses.replace(config.network(), hidden_dim=hidden), dim)
         self.task_dependent, self.task_dim = self.router.task_dependent, self.router.task_dim
 
     @classmethod
     def at(cls, config: Any, layer: int) -> Any:
         """Return these options where the layer has experts, else those of the dense feed-forward."""
-        if (layer + 1) % config.every == 0:
-            return config
-        if config.dense is not None:
-            return type(config.dense).owner.at(config.dense, layer)
-        return ModalityFeedForward.Config(**dataclasses.asdict(_network(config)))
+        return config.at(layer)
 
     def forward(
         self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext
@@ -127,14 +104,10 @@ class MoeFeedForward(FeedForward):
         factor = self.config.capacity_factor
         return None if factor is None else math.ceil(factor * tokens * top_k / self.config.num_experts)
 
-    def flops(self, tokens: int) -> int:
+    def flops(self, tokens: int, segments: int = 1) -> int:
         """Count the router, top_k experts and the shared ones for each token."""
+        del segments
         top_k = getattr(self.config.router, "top_k", self.config.num_experts)
         router = 2 * tokens * self.config.num_experts * (self.dim + self.task_dim)
         shared = 0 if self.shared is None else 2 * tokens * num_weights(self.shared)
         return router + self.experts.flops(tokens * top_k) + shared
-
-
-def _network(config: MlpConfig) -> MlpConfig:
-    """Return the options of the network alone."""
-    return MlpConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(MlpConfig)})

@@ -159,13 +159,13 @@ class Gate(nn.Module):
 
     def logits(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t e"]:
         """Return the clean logits, in float32."""
-        with _full_precision(x):
+        with full_precision(x):
             return F.linear(x.float(), self.weight.float())
 
     def noise_std(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t e"] | None:
         """Return the standard deviation of each logit's noise; None without noise."""
         if self.noise is not None:
-            with _full_precision(x):
+            with full_precision(x):
                 return F.softplus(F.linear(x.float(), self.noise.float())) + NOISE_FLOOR
         if self.config.noise is Noise.CONSTANT and self.config.noise_std > 0:
             std = self.config.noise_std / self.num_experts
@@ -191,6 +191,6 @@ def decide(
     return route(clean_te, config, noise_std_te, noise)
 
 
-def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Leave autocast: routing decides in float32. Tensors on the meta device have no autocast to leave."""
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)

@@ -245,7 +245,7 @@ class Trunk(nn.Module, schema.Configurable):
         """
         blocks = self._blocks()
         layer = self.fork_layer
-        cost = [block.mixer.flops(lengths) + block.ffn.flops(sum(lengths)) for block in blocks]
+        cost = [block.mixer.flops(lengths) + block.ffn.flops(sum(lengths), len(lengths)) for block in blocks]
         return sum(cost[:layer]) + (0 if layer is None else num_tasks * sum(cost[layer:]))
 
     def _checked_taps(self, taps: Sequence[int]) -> Sequence[int]:
