@@ -20,18 +20,27 @@ from torch import Tensor
 
 from mmzoo.errors import ShapeError
 
+BESIDE = "@"
+
+
+def beside_name(modality: str, teacher: str) -> str:
+    """Name the input of a batch that holds a modality as a teacher reads it."""
+    return f"{modality}{BESIDE}{teacher}"
+
 
 @dataclass(frozen=True)
 class Item:
     """One modality of one sample, preprocessed: `values` without a batch axis.
 
     Shape: image (c h w) float; audio (t) float; text (n) int; fmri (voxels) float; skeleton (c t v p) float
-    with `valid` (t v p). `subject` names whose scan it is, for modalities that need it.
+    with `valid` (t v p). `subject` names whose scan it is, for modalities that need it. `beside` holds what
+    teachers want made of the same raw input, by teacher; in a batch it is the input `beside_name` gives.
     """
 
     values: Shaped[Tensor, ...]
     valid: Bool[Tensor, ...] | None = None
     subject: str | None = None
+    beside: Mapping[str, Item] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,17 @@ class Sample:
         """Return all that it has of a modality: one entry, several, or none."""
         if modality in self.inputs:
             return (self.inputs[modality],)
+        own, _, teacher = modality.partition(BESIDE)
+        if teacher:
+            return tuple(item.beside[teacher] for item in self.entries(own) if teacher in item.beside)
         return self.several.get(modality, ())
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Names of the modalities it has."""
-        return (*self.inputs, *(m for m, items in self.several.items() if items))
+        """Names of the modalities it has, what lies beside them included."""
+        own = (*self.inputs, *(m for m, items in self.several.items() if items))
+        names = {beside_name(m, t): None for m in own for item in self.entries(m) for t in item.beside}
+        return (*own, *names)
 
     def validate(self) -> Sample:
         """Raise ShapeError where a value is not finite or a mask does not fit; return self."""
@@ -88,7 +102,8 @@ class Sample:
         """Copy with all values on `device`; masks stay on the host."""
 
         def moved(item: Item) -> Item:
-            return dataclasses.replace(item, values=item.values.to(device))
+            beside = {t: moved(other) for t, other in item.beside.items()}
+            return dataclasses.replace(item, values=item.values.to(device), beside=beside)
 
         return dataclasses.replace(
             self,
@@ -284,6 +299,8 @@ class PredictionKind(str, Enum):
 
     VECTORS = "vectors"
     """(k, e) unit vectors"""
+    FEATURES = "features"
+    """(k, e) vectors of any length"""
     CLASSES = "classes"
     """(k, classes) logits, of which one is right"""
     LABELS = "labels"
@@ -300,8 +317,8 @@ class PredictionKind(str, Enum):
     """(k, channels, H, W) raw outputs at the resolution of the image the model was given; `DenseKind` says
     what the label beside them is"""
     BOXES_3D = "boxes_3d"
-    """(k, q, 11) boxes around a vehicle: x y z (middle, m), length, width, height (m), yaw (rad), velocity x y
-    (m/s), score, class"""
+    """(k, q, 11) boxes around a vehicle: x y z (middle, m), length, width, height (m), yaw (rad), velocity x
+    and y (m/s), score, class"""
     GROUND_MAP = "ground_map"
     """(k, classes, H, W) logits of the ground seen from above, each class a question of its own"""
     VOXELS = "voxels"
@@ -342,11 +359,12 @@ class DenseKind(str, Enum):
     EDGE = "edge"
     """label (1, H, W) float in 0 … 1, 255 ignored; prediction: one logit"""
     DEPTH = "depth"
-    """label (1, H, W) float metres along the optical axis, 0 = not measured; prediction: metres"""
+    """label (1, H, W) float metres along the optical axis, 0 (or not finite) = not measured; prediction:
+    metres"""
 
 
 class SceneKind(str, Enum):
-    """What a label of the scene around a vehicle is; the prediction beside it is of the kind of the same name.
+    """What a label of the scene around a vehicle is; the prediction beside it has the kind of the same name.
 
     `DataInfo.labels[target]` names the classes. Axes are [y, x] with the vehicle in the middle.
     """
@@ -358,6 +376,11 @@ class SceneKind(str, Enum):
     """label (classes, H, W) float, 1 where a class holds, else 0; classes may overlap"""
     VOXELS = "voxels"
     """label (z, y, x) int64 class, 0 free, 255 not known"""
+
+
+def lesson_name(teacher: str, kind: PredictionKind, pass_name: str) -> str:
+    """Name the label of a batch that holds what a teacher gives for one of its passes."""
+    return f"{teacher}/{kind.value}/{pass_name}"
 
 
 @dataclass(frozen=True)

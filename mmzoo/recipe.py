@@ -22,6 +22,7 @@ from mmzoo.learners.multitask import MultitaskLearner
 from mmzoo.learners.named_parts import check_parts
 from mmzoo.learners.optim import moment_options
 from mmzoo.learners.tasks import Task, TaskConfig, faults_of, modalities_of, with_heads
+from mmzoo.learners.teaching import open_classroom
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
 from mmzoo.models.finetune.graft import donors, graft
 from mmzoo.models.multimodal import MultimodalModel
@@ -50,6 +51,8 @@ class RecipeConfig(schema.Config):
     """where samples come from"""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """task name -> head, objective, metrics"""
+    teachers: dict[str, Any] = schema.many("teachers")
+    """name -> frozen model that a distillation learns from (tasks.NAME.teacher)"""
     only: list[str] = field(default_factory=list)
     """names of the tasks to keep, such as one, for its single-task model; empty: all"""
     learner: Any = schema.one("learners", "multitask")
@@ -155,25 +158,29 @@ def build(
     loggers: Any = None,
     *,
     fetch: bool = True,
+    teach: bool = True,
 ) -> Built:
     """Build data, model, learner and trainer of a recipe; `config` itself stays as it is.
 
-    With `fetch=False` no published weights are fetched: the model's own are loaded next.
+    With `fetch=False` no published weights are fetched: the model's own are loaded next. With `teach=False`
+    there are no teachers, which only training needs.
     """
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
     options = with_heads(config.model, config.tasks)
     used = modalities_of(config.tasks, tuple(options.modalities), tuple(options.inputs))
-    datamodule: DataModule = config.data.build(
-        {m: c.preprocess.build() for m, c in options.inputs.items() if m in used}, seed=config.seed
-    )
+    classroom = open_classroom(config.teachers, config.tasks if teach else {}, options, zoo.load_with_config)
+    used = tuple(m for m in options.inputs if m in {*used, *classroom.inputs})
+    preprocesses = {m: c.preprocess.build() for m, c in options.inputs.items() if m in used}
+    datamodule: DataModule = config.data.build(classroom.beside(preprocesses), seed=config.seed)
     info = datamodule.info()
     _check(config.tasks, options, used, info)
-    options = MultimodalModel.resolve(options, info)
+    classroom.learn_classes(info.labels)
+    options = classroom.fitted(MultimodalModel.resolve(options, info))
     model = MultimodalModel(options if fetch else MultimodalModel.bare(options))
     learner: MultitaskLearner = config.learner.build(model, config.tasks, info, seed=config.seed)
-    learner.log_every_steps = config.trainer.log_every_steps
+    learner.log_every_steps, learner.classroom = config.trainer.log_every_steps, classroom
     if config.init_from:
         zoo.start_from(model, config.init_from, fresh=config.init_fresh, allow_partial=config.allow_partial)
     if fetch:
@@ -181,7 +188,7 @@ def build(
     _prepare_trunk(model, config.trainer)
     trainer = build_trainer(config.trainer, run_dir, callbacks, loggers)
     config = dataclasses.replace(config, model=options)
-    learner.meta = zoo.describe(model, info, config.to_dict())
+    learner.meta = {**zoo.describe(model, info, config.to_dict()), "teachers": classroom.describe()}
     return Built(config, model, datamodule, learner, trainer, info)
 
 
@@ -205,6 +212,6 @@ def _check(
         do = f"Set tasks.NAME.passes=[{','.join(have)}], or use data that has {missing[0]}."
         faults.append(str(ConfigError.at("data", found, f"modalities {', '.join(used)}", do)))
     for name, task in tasks.items():
-        faults += faults_of(name, task, options.heads.get(name), info)
+        faults += faults_of(name, task, options.heads.get(task.head_of or name), info)
     if faults:
         raise ConfigError("\n".join(faults))

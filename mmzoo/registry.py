@@ -25,6 +25,7 @@ ROOMS = {
     "routers": "mmzoo.trunk:ROUTERS",
     "decoders": "mmzoo.decoders:TABLE",
     "heads": "mmzoo.heads:TABLE",
+    "teachers": "mmzoo.models.teachers:TABLE",
     "objectives": "mmzoo.objectives:TABLE",
     "metrics": "mmzoo.metrics:TABLE",
     "datamodules": "mmzoo.datamodules:TABLE",

@@ -20,7 +20,7 @@ JOINT = "+"
 def facts(built: Built, batch: Batch) -> list[dict[str, Any]]:
     """Return one entry for each pass of a step that hides tokens; empty where none does."""
     model = built.model
-    heads = {t: h for t in built.learner.trained if isinstance(h := model.heads[t], MaskedHead)}
+    heads = {t: h for t in built.learner.reading if isinstance(h := model.heads[t], MaskedHead)}
     if not heads:
         return []
     needed = {m for h in heads.values() for p in (*h.passes, *h.teachers()) for m in p.split(JOINT)}
@@ -29,7 +29,7 @@ def facts(built: Built, batch: Batch) -> list[dict[str, Any]]:
         adapters = {m: model.adapter(m) for m in embedded}
         generator = mask_generator(batch, None, training=False)
         students = draw_students(heads, adapters, embedded, batch, generator)
-    others = {p for t in built.learner.trained if t not in heads for p in model.passes[t]}
+    others = {p for t in built.learner.reading if t not in heads for p in model.passes[t]}
     found: list[dict[str, Any]] = []
     for task, head in heads.items():
         groups = {p: [embedded[m] for m in p.split(JOINT) if m in embedded] for p in head.teachers()}

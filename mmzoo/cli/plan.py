@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmzoo import recipe
 from mmzoo.batch import Batch
-from mmzoo.cli import console, fine_tuning, pass_plan
+from mmzoo.cli import console, fine_tuning, pass_plan, teaching
 from mmzoo.learners.meter import gemm_peak, step_cost
 from mmzoo.learners.optim import lr_factor
 from mmzoo.models.multimodal import MultimodalModel
@@ -29,12 +29,14 @@ def run(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json: b
     built = recipe.build(config)
     device = built.trainer.strategy.root_device
     built.learner.to(device)
-    batch = next(iter(built.datamodule.loader("train"))).to(device)
+    plain = next(iter(built.datamodule.loader("train"))).to(device)
+    batch = built.learner.taught(plain)
     plan = {
         "recipe": config.name,
         "device": str(device),
         "parameters": parameters(built.model),
-        "data": data_mix(built, batch),
+        "teachers": teaching.facts(built, batch),
+        "data": data_mix(built, plain),
         "step": step(built, batch),
         "hidden_passes": pass_plan.facts(built, batch),
         "memory": memory(built, batch),
@@ -71,10 +73,10 @@ def data_mix(built: Built, batch: Batch) -> dict[str, Any]:
 
 def step(built: Built, batch: Batch) -> dict[str, Any]:
     """Return tokens, FLOPs and the first loss of a training step (all processes and accumulated batches)."""
-    flops, tokens = step_cost(built.model, batch, built.learner.trained)
+    flops, tokens = step_cost(built.model, batch, built.learner.reading)
     times = built.config.trainer.devices * built.config.trainer.accumulate
     with torch.no_grad():
-        output = built.model(batch, built.learner.trained)
+        output = built.model(batch, built.learner.reading)
         losses = {n: float(built.learner.tasks[n].loss(output, batch).mean()) for n in built.learner.trained}
     return {
         "samples": len(batch) * times,
@@ -92,6 +94,7 @@ def memory(built: Built, batch: Batch) -> dict[str, int]:
         "weights": every,
         "gradients": trainable * 4,
         "optimizer": trainable * 4 * MOMENTS,
+        "teachers": teaching.num_bytes(built),
         "activations": activation_bytes(built, batch),
     }
     return {**parts, "total": sum(parts.values())}
@@ -113,7 +116,7 @@ def activation_bytes(built: Built, batch: Batch) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
         built.trainer.precision_plugin.forward_context(),
     ):
-        output = built.model(batch, built.learner.trained)
+        output = built.model(batch, built.learner.reading)
         losses = [built.learner.tasks[n].loss(output, batch).mean() for n in built.learner.trained]
     del output, losses
     return sum(kept.values())
@@ -139,7 +142,8 @@ def _estimate(plan: dict[str, Any], built: Built, device: torch.device) -> dict[
     """Guess the time from a measured GEMM peak; real training prints the real MFU."""
     dtype = torch.bfloat16 if built.config.trainer.precision.startswith("bf16") else torch.float32
     peak = gemm_peak(device, dtype) * built.config.trainer.devices
-    seconds = plan["step"]["flops"] / (peak * ASSUMED_MFU)
+    taught = sum(facts["flops"] for facts in plan["teachers"].values())
+    seconds = (plan["step"]["flops"] + taught) / (peak * ASSUMED_MFU)
     steps = plan["schedule"]["steps"]
     return {
         "gemm_peak": peak,
@@ -154,6 +158,8 @@ def _print(plan: dict[str, Any], tuning: dict[str, str]) -> None:
     console.say(console.table(("part", "trainable", "frozen"), rows, right=(1, 2)) + "\n")
     data, cost, size = plan["data"], plan["step"], plan["memory"]
     console.say(_mix_table(data) + "\n")
+    if plan["teachers"]:
+        console.say(teaching.table(plan["teachers"]) + "\n")
     if plan["hidden_passes"]:
         console.say(pass_plan.table(plan["hidden_passes"]) + "\n")
     losses = ", ".join(f"{k} {v:.3f}" for k, v in cost["first_loss"].items())

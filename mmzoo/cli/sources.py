@@ -56,8 +56,9 @@ def trained(source: str, overrides: Sequence[str]) -> Trained:
     if not isinstance(tree, dict):
         do = "Evaluate a run or a checkpoint that mmzoo trained."
         raise CheckpointError.at(source, "weights without a recipe", "a recipe beside the weights", do)
-    config = recipe.from_dict({**tree, "init_from": "", "trainer": _one_device(tree["trainer"])}, overrides)
-    built = recipe.build(config, fetch=False)
+    alone = {"init_from": "", "teachers": {}, "trainer": _one_device(tree["trainer"])}
+    config = recipe.from_dict({**tree, **alone}, overrides)
+    built = recipe.build(config, fetch=False, teach=False)
     load_weights(built, state, where)
     return Trained(built, where, folder)
 
@@ -103,4 +104,5 @@ def describe(built: Built) -> dict[str, Any]:
         "samples": dict(built.info.counts),
         "labels": {k: len(v) for k, v in built.info.labels.items()},
         "subjects": dict(built.info.subjects),
+        "teachers": built.learner.meta.get("teachers", {}),
     }

@@ -175,7 +175,8 @@ class DenseSource:
 
 def _plain(preprocess: Preprocess | None) -> Preprocess | None:
     """Return what a backbone's own record fills in, where the preprocess is that of a timm backbone."""
-    return preprocess.filled if isinstance(preprocess, TimmPreprocess) else preprocess
+    core = preprocess.core if preprocess is not None else None
+    return core.filled if isinstance(core, TimmPreprocess) else core
 
 
 def _shrink(whole: Labelled, size: tuple[int, int]) -> Labelled:

@@ -9,6 +9,9 @@ TABLE = {
     "denoise": Row(
         "mmzoo.models.denoising:DenoisingHead", "hides tokens and fills them in with a decoder (ONE-PEACE)"
     ),
+    "projection": Row(
+        "mmzoo.heads.projection:ProjectionHead", "pooled -> a teacher's width, left out of the export"
+    ),
     "linear": Row("mmzoo.heads.classifier:LinearHead", "pooled -> class logits"),
     "mlp": Row("mmzoo.heads.classifier:MlpHead", "pooled -> hidden layer -> class logits"),
     "dense": Row("mmzoo.heads.dense:DenseHead", "a decoder's feature map -> a value or logits a pixel"),

@@ -24,6 +24,9 @@ class Head(nn.Module, schema.Configurable):
     takes_several: ClassVar[bool] = False
     """Whether a sample may have several rows: its prediction is then one for each of its entries."""
 
+    training_only: ClassVar[bool] = False
+    """Whether it serves an objective alone and is left out of exports."""
+
     def __init__(self, config: Any, *, dim: int, passes: tuple[str, ...]) -> None:
         """Keep the options, the trunk's width and the passes."""
         super().__init__()

@@ -52,7 +52,7 @@ class Meter(pl.Callback):
         if self.flops_per_token or not isinstance(pl_module.model, MultimodalModel):
             return
         with trainer.precision_plugin.forward_context():
-            flops, tokens = step_cost(pl_module.model, batch, getattr(pl_module, "trained", None))
+            flops, tokens = step_cost(pl_module.model, batch, getattr(pl_module, "reading", None))
         self.flops_per_token = flops / max(tokens, 1)
         self.tokens, self._since = 0, time.perf_counter()
 
@@ -143,8 +143,19 @@ def total_flops(model: MultimodalModel, run: Callable[[], Any]) -> int:
     return int(_counted(model, run).get_total_flops())
 
 
+def run_flops(run: Callable[[], Any]) -> int:
+    """Return the FLOPs of whatever `run` does with modules of which nothing learns."""
+    with torch.compiler.set_stance("force_eager"), _counter() as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, depth=3, custom_mapping=_mapping())
+
+
 def _counted(model: MultimodalModel, run: Callable[[], Any]) -> FlopCounterMode:
-    counter = FlopCounterMode(display=False, depth=3, custom_mapping=_mapping())
+    counter = _counter()
     learning = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(requires_grad=False)  # the counter trips over views of learned tables otherwise
     try:

@@ -18,10 +18,11 @@ from mmzoo.learners.balance.base import Moment
 from mmzoo.learners.baselines import check_baselines
 from mmzoo.learners.optim import OptimConfig, build_optimizer, check_schedule, lr_factor
 from mmzoo.learners.routing import step_figures
-from mmzoo.learners.tasks import Task, TaskConfig
+from mmzoo.learners.tasks import Task, TaskConfig, heads_of, passes_of
 from mmzoo.learners.tracker import Tracker
 from mmzoo.learners.unfreeze import UnfreezeConfig, Unfreezing
 from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.models.teachers.classroom import Classroom
 from mmzoo.state import Sum
 from mmzoo.trunk.base import MixerContext
 
@@ -85,7 +86,12 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         self.tasks = {name: Task(name, c) for name, c in tasks.items()}
         check_baselines(config.baselines, self.tasks)
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
-        self.balancing = Balancing(config, {n: self.tasks[n] for n in self.trained}, model.passes)
+        trained = {n: self.tasks[n] for n in self.trained}
+        self.reading = heads_of(trained)
+        """heads that a training step runs"""
+        self.classroom: Classroom | None = None
+        """who teaches; no part of the module, so that it is in no checkpoint and no gradient reaches it"""
+        self.balancing = Balancing(config, trained, passes_of(self.tasks, model.passes))
         self.balancer = self.balancing.balancer
         self._replay: tuple[Batch, int, Moment] | None = None
         self.looks_back = False
@@ -106,6 +112,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; parts are kept in `last_losses` and logged every few steps."""
         number = self.trainer.fit_loop.total_batch_idx
+        batch = self.taught(batch)
         output = self._forward(batch, number)
         logged: dict[str, Tensor] = {}
         states = {name: self.tasks[name].loss(output, batch) for name in self.trained}
@@ -148,7 +155,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
     def _forward(self, batch: Batch, number: int) -> ModelOutput:
         """Run the model with the random numbers of batch `number`."""
         torch.manual_seed(self._seed_of(number, self.global_rank))
-        return self.model(batch, self.trained, MixerContext(training=True, step=self.global_step))
+        return self.model(batch, self.reading, MixerContext(training=True, step=self.global_step))
 
     def _seed_of(self, number: int, slot: int) -> int:
         return ((self.seed * 1_000_003 + number) * 4096 + slot) % 2**63
@@ -168,7 +175,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Merge a batch into the states."""
-        self.tracker.update(self.model, batch)
+        self.tracker.update(self.model, self.taught(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Merge the ranks' states, compute, log as `val/…`."""
@@ -192,6 +199,10 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def taught(self, batch: Batch) -> Batch:
+        """Return the batch with what its teachers give for it, where there are any."""
+        return self.classroom.teach(batch) if self.classroom else batch
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move values; masks and indices stay on the host."""
         return batch.to(device, non_blocking=True)
@@ -199,3 +210,8 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep beside the weights what is needed to build the model again."""
         checkpoint["mmzoo"] = self.meta
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise where the teachers are no longer those that the run began with."""
+        if self.classroom:
+            self.classroom.check_same(checkpoint["mmzoo"].get("teachers", {}))

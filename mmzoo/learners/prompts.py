@@ -27,7 +27,7 @@ def class_vectors(
                 raise ConfigError.at(
                     f"tasks.{name}", f"no class names of {target!r}", f"one of {known}", "Name a label."
                 )
-            vectors = embed_prompts(model, name, info.labels[target], templates)
+            vectors = embed_prompts(model, task.head, info.labels[target], templates)
             found.setdefault(name, {})[target] = vectors
     return found
 

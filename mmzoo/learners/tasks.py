@@ -39,11 +39,18 @@ class TaskConfig(schema.Config):
     """label in the data; empty: none (contrast needs none)"""
     weight: float = 1.0
     """factor on the task's mean loss; 0 leaves it to the metrics alone"""
+    teacher: str = ""
+    """whose vectors or logits a distillation learns from: one of the recipe's teachers"""
+    head_of: str = ""
+    """another task, whose head's predictions this one is about; empty: it has a head of its own"""
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the range, and that there is one head."""
         if not self.weight >= 0:
             raise ConfigError.at("weight", str(self.weight), "0 or more", "Use 0 to only report the task.")
+        if self.head_of and (self.head is not None or self.passes):
+            found, do = "head_of beside a head or passes", "Keep one of them."
+            raise ConfigError.at("head_of", found, "another task's head, or one of its own", do)
 
     def resolve_passes(self, modalities: tuple[str, ...]) -> list[str]:
         """Return the passes this task reads in a model of these modalities."""
@@ -60,6 +67,7 @@ class Task:
         of probes `task/probe/figure`, and those of a second metric of the same name `…/accuracy2/figure`.
         """
         self.name, self.config = name, config
+        self.head = config.head_of or name
         self.objective: Objective = config.objective.build()
         self.metrics: dict[str, Metric] = {}
         self.prefixes: dict[str, str] = {}
@@ -76,8 +84,13 @@ class Task:
             self.metrics[key], self.prefixes[key] = metric, f"{prefix}/{key}" if taken else prefix
 
     def loss(self, output: ModelOutput, batch: Batch) -> LossState:
-        """Return the loss state of a batch."""
-        return self.objective(output.predictions[self.name], batch, self.config.target)
+        """Return the loss state of a batch; what a teacher gives stands in it as labels."""
+        return self.objective(output.predictions[self.head], batch, self.config.teacher or self.config.target)
+
+    def is_scored(self, batch: Batch) -> bool:
+        """Say whether the loss can be computed: a teacher, where there is one, has seen the batch."""
+        start = f"{self.config.teacher}/"
+        return not self.config.teacher or any(target.startswith(start) for target in batch.targets)
 
     def update(self, states: dict[str, Any], predictions: Mapping[str, Prediction], batch: Batch) -> None:
         """Merge a batch into the metric states, in place."""
@@ -112,7 +125,7 @@ class Task:
 def with_heads(config: MultimodalModel.Config, tasks: Mapping[str, TaskConfig]) -> MultimodalModel.Config:
     """Return the model's options with exactly the heads that the tasks need."""
     heads: dict[str, HeadSpec] = {}
-    for name, task in tasks.items():
+    for name, task in with_own_heads(tasks).items():
         passes = task.resolve_passes(tuple(config.modalities))
         if task.head is not None:
             heads[name] = HeadSpec(head=task.head, passes=passes, target=task.target)
@@ -121,17 +134,36 @@ def with_heads(config: MultimodalModel.Config, tasks: Mapping[str, TaskConfig]) 
     return dataclasses.replace(config, heads=heads)
 
 
+def with_own_heads(tasks: Mapping[str, TaskConfig]) -> dict[str, TaskConfig]:
+    """Return the tasks but those that are about another's head."""
+    return {name: task for name, task in tasks.items() if not task.head_of}
+
+
+def heads_of(tasks: Mapping[str, Task]) -> list[str]:
+    """Name the heads that tasks read, each once."""
+    return list(dict.fromkeys(task.head for task in tasks.values()))
+
+
+def passes_of(tasks: Mapping[str, Task], passes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return the passes that each task sees, given those of the heads."""
+    return {name: passes[task.head] for name, task in tasks.items() if task.head in passes}
+
+
 def modalities_of(
     tasks: Mapping[str, TaskConfig], modalities: tuple[str, ...], inputs: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
     """Return those of the model's inputs (modalities and views of them) that a task reads, in its order."""
-    used = {m for t in tasks.values() for p in t.resolve_passes(modalities) for m in p.split(JOINT)}
+    own = with_own_heads(tasks).values()
+    used = {m for t in own for p in t.resolve_passes(modalities) for m in p.split(JOINT)}
     return tuple(m for m in inputs or modalities if m in used)
 
 
 def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo) -> list[str]:
     """Return a line for everything that does not fit between a task's head, objective, metrics and labels."""
     where = f"tasks.{name}"
+    if spec is None and task.head_of:
+        found, do = f"no task {task.head_of!r} with a head", "Name a task that has one."
+        return [str(ConfigError.at(f"{where}.head_of", found, "another task's head", do))]
     if spec is None:
         do = f"Set {where}.head or model.heads.{name}."
         return [str(ConfigError.at(where, "no head", "a head", do))]

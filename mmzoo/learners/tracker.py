@@ -15,7 +15,7 @@ from mmzoo.errors import ConfigError
 from mmzoo.learners import routing
 from mmzoo.learners.prompts import class_vectors
 from mmzoo.learners.routing import RoutingTracker
-from mmzoo.learners.tasks import Task
+from mmzoo.learners.tasks import Task, heads_of, passes_of
 from mmzoo.metrics.delta import delta_m
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.state import LossState, Sum
@@ -46,13 +46,18 @@ class Tracker:
 
     @torch.no_grad()
     def update(self, model: MultimodalModel, batch: Batch) -> None:
-        """Run the model on a batch and merge its losses and metric states."""
-        output = model(batch, list(self.tasks))
+        """Run the model on a batch and merge its losses and metric states.
+
+        The loss of a task with a teacher is left out where nobody taught the batch, as in `mmzoo eval`.
+        """
+        output = model(batch, heads_of(self.tasks))
         self.routing.update(output.stats)
         for name, task in self.tasks.items():
-            loss = _on_host(task.loss(output, batch))
-            self.losses[name] = self.losses[name].merge(loss) if name in self.losses else loss
-            task.update(self.states.setdefault(name, {}), _predictions(output.predictions[name]), batch)
+            if task.is_scored(batch):
+                loss = _on_host(task.loss(output, batch))
+                self.losses[name] = self.losses[name].merge(loss) if name in self.losses else loss
+            predictions = _predictions(output.predictions[task.head])
+            task.update(self.states.setdefault(name, {}), predictions, batch)
 
     @property
     def needs_reference(self) -> bool:
@@ -84,9 +89,10 @@ class Tracker:
             total += self.tasks[name].config.weight * figures[f"{name}/loss"]
         figures["loss"] = total
         extra = {"reference": self.reference, "class_vectors": class_vectors(model, self.tasks, self.info)}
+        passes = passes_of(self.tasks, model.passes)
         for name, task in self.tasks.items():
-            ordered = {k: _in_order(s, model.passes[name]) for k, s in states.get(name, {}).items()}
-            self.passes[name] = tuple(p for p in model.passes[name] if any(p in s for s in ordered.values()))
+            ordered = {k: _in_order(s, passes[name]) for k, s in states.get(name, {}).items()}
+            self.passes[name] = tuple(p for p in passes[name] if any(p in s for s in ordered.values()))
             new, drawn = task.compute(ordered, self.info, extra)
             figures |= new
             matrices |= drawn

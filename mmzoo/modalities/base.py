@@ -31,6 +31,11 @@ class Preprocess(schema.Configurable):
     reads_paths: ClassVar[bool] = True
     """Whether a plain string names a file (text itself is a string, so its Preprocess says no)."""
 
+    @property
+    def core(self) -> Preprocess:
+        """What it is apart from what teachers want beside it: itself."""
+        return self
+
     def decode(self, data: bytes, name: str) -> Any:
         """Read a file's bytes; `name` (its file name) tells the format. Raise DataError where it is
         unreadable."""

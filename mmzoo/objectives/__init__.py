@@ -12,6 +12,18 @@ TABLE = {
     "denoising_contrast": Row(
         "mmzoo.objectives.denoise:DenoisingContrast", "hidden tokens found among the teacher's (ONE-PEACE)"
     ),
+    "feature_distillation": Row(
+        "mmzoo.objectives.distill:FeatureDistillation",
+        "projected vectors drawn to a teacher's (cosine or MSE)",
+    ),
+    "class_distillation": Row(
+        "mmzoo.objectives.distill:ClassDistillation",
+        "softened class probabilities of a teacher (Hinton's KD)",
+    ),
+    "relation_distillation": Row(
+        "mmzoo.objectives.distill:RelationDistillation",
+        "similarities within the batch as a teacher sees them (CLIP-KD)",
+    ),
     "cross_entropy": Row(
         "mmzoo.objectives.classify:CrossEntropy", "softmax cross-entropy with label smoothing"
     ),

@@ -25,6 +25,14 @@ class Objective(schema.Configurable):
     takes_several: ClassVar[bool] = False
     """Whether a sample may have several rows, one for each of its entries."""
 
+    lesson: ClassVar[PredictionKind | None] = None
+    """What it wants of a teacher, as labels of the batch (see `lesson_name`); None: it needs none."""
+
+    def lessons(self, passes: tuple[str, ...]) -> dict[str, str]:
+        """Return, for each pass that it compares with a teacher's, the teacher's pass."""
+        del passes
+        return {}
+
     def passes(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
         """Name the passes whose predictions it needs, given the model's modalities; empty means whatever the
         task says."""

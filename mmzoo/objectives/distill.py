@@ -21,9 +21,10 @@ from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind, lesson_name
 from mmzoo.errors import ConfigError, ShapeError, close_matches
 from mmzoo.layers import distributed
+from mmzoo.layers.relation import Relations, divergence
 from mmzoo.objectives.base import Objective
 from mmzoo.objectives.labelled import Labelled
-from mmzoo.objectives.pairs import Pair, PairRows, check_pairs, gather_pairs, passes_of
+from mmzoo.objectives.pairs import all_pairs, check_pairs, gather_pairs, passes_of
 from mmzoo.state import LossState, Sum
 
 
@@ -36,7 +37,7 @@ class DistillConfig(schema.Config):
 
 
 @dataclass(frozen=True)
-class Taught:
+class Rows:
     """The rows of a pass that a teacher gave something for: what each made of them, and their samples."""
 
     student: Float[Tensor, "k s"]
@@ -65,24 +66,24 @@ class Distillation(Objective):
         """Raise ConfigError where `taught_by` names a pass that the task does not read."""
         self.lessons(passes)
 
-    def taught(self, name: str, prediction: Prediction, batch: Batch, teacher: str) -> Taught:
+    def taught(self, name: str, prediction: Prediction, batch: Batch, teacher: str) -> Rows:
         """Return the rows of a pass that its teacher gave something for, in float32."""
         student = prediction.values.float()
         if student.ndim != 2:
             found = f"predictions {tuple(student.shape)}"
             raise ShapeError.at(f"objective/{name}", found, "(rows, width)", "Choose another head.")
-        assert self.lesson is not None
-        found = batch.targets.get(lesson_name(teacher, self.lesson, self.config.taught_by.get(name, name)))
+        kind = self.lesson or PredictionKind.FEATURES
+        found = batch.targets.get(lesson_name(teacher, kind, self.config.taught_by.get(name, name)))
         if found is None:
-            return Taught(student[:0], student.detach()[:0], prediction.index[:0])
+            return Rows(student[:0], student.detach()[:0], prediction.index[:0])
         values = found.values.to(student.device).float()
         if torch.equal(prediction.index, found.index):
-            return Taught(student, values, prediction.index)
+            return Rows(student, values, prediction.index)
         index, mine, theirs = np.intersect1d(
             prediction.index.numpy(), found.index.numpy(), assume_unique=True, return_indices=True
         )
         rows = [torch.from_numpy(x).to(student.device) for x in (mine, theirs)]
-        return Taught(
+        return Rows(
             student.index_select(0, rows[0]), values.index_select(0, rows[1]), torch.from_numpy(index)
         )
 
@@ -120,7 +121,7 @@ class FeatureDistillation(RowDistillation):
     """The student's projected vector z against the teacher's vector t.
 
     Math: mean over rows of 1 - z·t / (|z| |t|), or of Σ_j (z_j - t_j)² / e.
-    Ref: Romero et al. 2015 (FitNets); cosine as in Wei et al. 2022 (MVP), MSE as in Yang et al. 2024 (CLIP-KD).
+    Ref: Romero et al. 2015 (FitNets); Yang et al. 2024 (CLIP-KD, feature distillation) with the MSE.
     """
 
     @dataclass(kw_only=True)
@@ -164,7 +165,7 @@ class ClassDistillation(RowDistillation):
     def distance(self, student: Float[Tensor, "k e"], teacher: Float[Tensor, "k e"]) -> Float[Tensor, ""]:
         """Return the summed divergence of rows."""
         t = self.config.temperature
-        return t * t * _kl(teacher / t, student / t)
+        return t * t * divergence(student / t, teacher / t)
 
 
 class RelationDistillation(Distillation):
@@ -175,7 +176,7 @@ class RelationDistillation(Distillation):
     ½ [KL(softmax_j U_ij ‖ softmax_j S_ij) + KL(softmax_j U_ji ‖ softmax_j S_ji)].
     A pass may be paired with itself: then the diagonal, always 1, is left out. Needs no common width.
     Ref: Yang et al. 2024 (CLIP-KD, contrastive relational distillation); Wu et al. 2023 (TinyCLIP, affinity
-    mimicking), which takes the cross-entropy and thus the same gradient; Fang et al. 2021 (SEED) for one pass.
+    mimicking) takes the cross-entropy, which has the same gradient; Fang et al. 2021 (SEED), of one pass.
     """
 
     @dataclass(kw_only=True)
@@ -230,27 +231,14 @@ class RelationDistillation(Distillation):
         if mine is None or theirs is None:
             return LossState(Sum(anchor, torch.zeros_like(anchor)))
         with torch.autocast(anchor.device.type, enabled=False):
-            sums = self._sums(mine, theirs, self._scale(predictions, mine.a), share=share)
+            scale = self._scale(predictions, mine.a)
+            relations = Relations(
+                mine.layout, tuple(a == b for a, b in mine.pairs), 1 / self.config.teacher_temperature
+            )
+            sums = relations.sums((mine.a, mine.b), (theirs.a, theirs.b), scale)
         counts = [torch.tensor(float(n), device=anchor.device) for n in mine.layout.local]
         parts = {f"{a}~{b}": Sum(sums[i], counts[i]) for i, (a, b) in enumerate(mine.pairs)}
-        return LossState(Sum(torch.stack(sums).sum() + anchor, torch.stack(counts).sum()), parts)
-
-    def _sums(self, mine: PairRows, theirs: PairRows, scale: Tensor, *, share: bool) -> list[Tensor]:
-        """Return the summed divergence of this rank's rows, pair by pair."""
-        student, teacher = _columns(mine, share=share), _columns(theirs, share=share)
-        sharp = 1 / self.config.teacher_temperature
-        spans = [rows.split(mine.layout.local) for rows in (mine.a, mine.b, theirs.a, theirs.b)]
-        sums: list[Tensor] = []
-        for i, (left, right) in enumerate(mine.pairs):
-            a, b, u, v = (span[i] for span in spans)
-            others, first = (student[i], teacher[i]), mine.layout.firsts[i] if left == right else -1
-            forth = _divergence(scale * a @ others[0][1].T, sharp * u @ others[1][1].T, first)
-            if left == right:
-                sums.append(forth)
-            else:
-                back = _divergence(scale * b @ others[0][0].T, sharp * v @ others[1][0].T, first)
-                sums.append((forth + back) / 2)
-        return sums
+        return LossState(Sum(sums.sum() + anchor, torch.stack(counts).sum()), parts)
 
     def _scale(self, predictions: Mapping[str, Prediction], like: Tensor) -> Float[Tensor, ""]:
         """Return the student's inverse temperature; any number where this rank has no predictions."""
@@ -263,41 +251,11 @@ class RelationDistillation(Distillation):
         return scale.to(like.dtype)
 
 
-def _columns(rows: PairRows, *, share: bool) -> list[tuple[Tensor, Tensor]]:
-    """Return, for each pair, both sides of all ranks' rows; one collective for all, with gradient."""
-    local = rows.layout.local
-    if not share:
-        return list(zip(rows.a.split(local), rows.b.split(local), strict=True))
-    both = torch.cat([rows.a, rows.b])
-    if not both.requires_grad and torch.is_grad_enabled():
-        both = both.detach().requires_grad_()  # every rank must run the collective's backward pass
-    gathered = distributed.gather_rows_with_gradient(both, [2 * n for n in rows.layout.of_ranks])
-    sizes = [pair[r] for r in range(len(rows.layout.of_ranks)) for _ in "ab" for pair in rows.layout.sizes]
-    spans, pairs = gathered.split(sizes), len(rows.pairs)
-    sides = [[torch.cat(spans[s * pairs + p :: 2 * pairs]) for s in (0, 1)] for p in range(pairs)]
-    return [(a, b) for a, b in sides]
-
-
-def _divergence(student: Float[Tensor, "i j"], teacher: Float[Tensor, "i j"], first: int) -> Float[Tensor, ""]:
-    """Return the summed divergence of rows; with `first` (the column of row 0 itself) >= 0 without row i's own
-    column."""
-    if first >= 0:
-        rows, columns = student.shape
-        own = torch.arange(rows, device=student.device)
-        others = torch.ones(rows, columns, dtype=torch.bool, device=student.device)
-        others[own, own + first] = False
-        student, teacher = (x[others].view(rows, columns - 1) for x in (student, teacher))
-    return _kl(teacher, student)
-
-
-def _kl(teacher: Float[Tensor, "k c"], student: Float[Tensor, "k c"]) -> Float[Tensor, ""]:
-    """Return Σ KL(softmax(teacher) ‖ softmax(student)) over rows of logits."""
-    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="sum", log_target=True)
-
-
 def _anchor(predictions: Mapping[str, Prediction]) -> Float[Tensor, ""]:
     """Return zero, tied to all predictions, so that every rank can run its backward pass."""
-    terms = [x.sum().float() * 0.0 for p in predictions.values() for x in (p.values, p.scale) if x is not None]
+    terms = [
+        x.sum().float() * 0.0 for p in predictions.values() for x in (p.values, p.scale) if x is not None
+    ]
     if terms:
         return torch.stack(terms).sum()
     return torch.zeros((), device=distributed.device(), requires_grad=torch.is_grad_enabled())

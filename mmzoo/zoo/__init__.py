@@ -21,7 +21,7 @@ from mmzoo.models.finetune.parts import select
 from mmzoo.models.finetune.prepare import plain
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.models.onepeace.weights import open_onepeace
-from mmzoo.zoo import fetch, foreign, starting
+from mmzoo.zoo import fetch, foreign, starting, training_only
 
 log = logging.getLogger(__name__)
 OWN = ".ckpt"
@@ -140,7 +140,7 @@ def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
     state = {
         k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")
     }
-    return checkpoint["mmzoo"], state
+    return training_only.without(checkpoint["mmzoo"], state)
 
 
 def describe(model: MultimodalModel, info: DataInfo, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -162,12 +162,14 @@ def describe(model: MultimodalModel, info: DataInfo, recipe: dict[str, Any] | No
 def export(model: MultimodalModel, folder: str | Path, config: dict[str, Any]) -> Path:
     """Write `model.safetensors` and `config.json`: a plain model, whatever fine-tuning made of it.
 
-    LoRA factors are folded into the weights; they are also written to `adapter/` in PEFT's format.
+    LoRA factors are folded into the weights; they are also written to `adapter/` in PEFT's format. Heads that
+    only training needs are left out.
     """
     lora = model.config.lora
     if lora.rank:
         write_adapter(model, lora, Path(folder) / "adapter")
-    return files.write_export(Path(folder), merged_state(model.state_dict(), lora.scale), plain(config))
+    kept, state = training_only.without(config, merged_state(model.state_dict(), lora.scale))
+    return files.write_export(Path(folder), state, plain(kept))
 
 
 def start_from(

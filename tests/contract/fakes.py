@@ -17,6 +17,7 @@ from mmzoo.batch import (
     PredictionKind,
     Target,
     TokenSequence,
+    lesson_name,
 )
 
 PASSES = ("image", "text", "image+text")
@@ -127,6 +128,17 @@ def predictions(
         for n, p in enumerate(PASSES)
     }
     return {p: Prediction(values(kind, generator, len(r)), r, scale, offset) for p, r in rows.items()}
+
+
+def lessons(objective: Any, generator: torch.Generator, found: dict[str, Prediction]) -> dict[str, Target]:
+    """Return what a teacher of that name as the label would give for most rows, where one is wanted."""
+    if objective.lesson is None:
+        return {}
+    rows = {p: x.index[x.index % 4 != 3] for p, x in found.items()}
+    return {
+        lesson_name(TARGET, objective.lesson, p): Target(values(objective.lesson, generator, len(r)), r)
+        for p, r in rows.items()
+    }
 
 
 def part(found: dict[str, Prediction], whole: Batch, samples: range) -> tuple[dict[str, Prediction], Batch]:

@@ -48,7 +48,12 @@ def test_shape_dtype_and_rows(name, generator):
     head = build(name)
     for name_of_pass in PASSES:
         found = ask(head, sequence(generator, [1, 4, 9], DIM), name_of_pass)
-        widths = {PredictionKind.VECTORS: DIM, PredictionKind.CHOICES: 1, PredictionKind.BOXES: 4}
+        widths = {
+            PredictionKind.VECTORS: DIM,
+            PredictionKind.FEATURES: DIM,
+            PredictionKind.CHOICES: 1,
+            PredictionKind.BOXES: 4,
+        }
         width = widths.get(head.gives, len(NAMES))
         assert found.values.shape == (3, width)
         assert found.values.dtype == torch.float32

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from contract.fakes import TARGET, Scale, batch, form, part, predictions
+from contract.fakes import TARGET, Scale, batch, form, lessons, part, predictions
 from mmzoo import registry, schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
 from mmzoo.objectives.base import Objective
@@ -28,7 +30,9 @@ def case(objective: Objective, seed: int = 0) -> tuple[dict[str, Prediction], Ba
     found = predictions(form(objective), generator, len(IDS), *scalars)
     for prediction in found.values():
         prediction.values.requires_grad_()
-    return found, batch(form(objective), generator, IDS), scale
+    labels = batch(form(objective), generator, IDS)
+    targets = {**labels.targets, **lessons(objective, generator, found)}
+    return found, dataclasses.replace(labels, targets=targets), scale
 
 
 @pytest.mark.parametrize("name", ROWS)
