@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,10 @@ from mmzoo.batch import DataInfo
 from mmzoo.errors import ConfigError, MmzooError, close_matches
 from mmzoo.learners.balance.base import GradientBalancer
 from mmzoo.learners.tasks import TaskConfig, with_heads
+from mmzoo.models.base import HeadSpec, ModelConfig
 from mmzoo.models.finetune.freeze import THAW
 from mmzoo.models.finetune.lora import LoraConfig
 from mmzoo.models.finetune.parts import known_parts, select
-from mmzoo.models.multimodal import HeadSpec, MultimodalModel
 
 SUBJECTS = "subjects"
 """Word before the name of a scanned subject, which only data know."""
@@ -23,27 +24,26 @@ SUBJECT = "NAME"
 SOME_CLASSES, SOME_VOXELS = 2, 8
 
 
-def check_parts(
-    model: MultimodalModel.Config, tasks: Mapping[str, TaskConfig], learner: Any, fresh: Sequence[str] = ()
-) -> None:
+def check_parts(model: Any, tasks: Mapping[str, TaskConfig], learner: Any, fresh: Sequence[str] = ()) -> None:
     """Raise one ConfigError that lists every option naming a part that the model will not have.
 
     Why: a wrong name should not wait for the data to be read. The model is built on the meta device, so that
     the largest costs neither memory nor random numbers; classes and subjects, which data bring, are stood in
     for.
     """
+    whole = with_heads(model, tasks)
     named = {**_named(model, learner), "init_fresh": list(fresh)}
     shared = _shared(learner)
     if not any(named.values()) and not model.lora.rank and not shared:
         return
-    built, faults = _outline(model, tasks, named)
+    built, faults = _outline(whole, named)
     faults += [fault for where, parts in named.items() for fault in _missing(built, parts, where)]
     faults += _no_beginnings(built, shared)
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
 
 
-def _named(model: MultimodalModel.Config, learner: Any) -> dict[str, list[str]]:
+def _named(model: ModelConfig, learner: Any) -> dict[str, list[str]]:
     """Return option -> the parts it names."""
     optim, unfreeze = getattr(learner, "optim", None), getattr(learner, "unfreeze", None)
     return {
@@ -60,28 +60,24 @@ def _shared(learner: Any) -> list[str]:
     return list(learner.shared) if compares or getattr(learner, "cosine_every", 0) else []
 
 
-def _outline(
-    model: MultimodalModel.Config, tasks: Mapping[str, TaskConfig], named: Mapping[str, Iterable[str]]
-) -> tuple[nn.Module, list[str]]:
+def _outline(whole: Any, named: Mapping[str, Iterable[str]]) -> tuple[nn.Module, list[str]]:
     """Return the model without storage, and what is wrong with the targets of its low-rank factors."""
-    whole = with_heads(model, tasks)
     words = [part.split(".") for parts in named.values() for part in parts]
     subjects = {w[i + 1]: SOME_VOXELS for w in words for i in range(len(w) - 1) if w[i] == SUBJECTS}
     info = DataInfo(_labels(whole.heads), subjects or {SUBJECT: SOME_VOXELS})
-    options = MultimodalModel.bare(MultimodalModel.resolve(whole, info))
-    options.freeze = []
+    owner: Any = type(whole).owner
+    options = dataclasses.replace(owner.bare(owner.resolve(whole, info)), freeze=[])
     try:
         return _on_meta(options), []
     except MmzooError as error:
         if not options.lora.rank:
             raise
-        options.lora = LoraConfig()
-        return _on_meta(options), str(error).splitlines()
+        return _on_meta(dataclasses.replace(options, lora=LoraConfig())), str(error).splitlines()
 
 
-def _on_meta(options: MultimodalModel.Config) -> MultimodalModel:
+def _on_meta(options: ModelConfig) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return MultimodalModel(options)
+        return options.build()
 
 
 def _labels(heads: Mapping[str, HeadSpec]) -> dict[str, tuple[str, ...]]:

@@ -116,6 +116,15 @@ class MultimodalModel(TaskModel):
                 if m not in self.inputs
             ]
             faults += [
+                str(ConfigError.at(f"heads.{task}.passes", repr(name), expected, do))
+                for expected in ("each modality once, views included",)
+                for task, spec in self.heads.items()
+                for name in (spec.passes if spec else [])
+                for own in ([self.views.get(m, m) for m in name.split(JOINT)],)
+                if len(set(own)) < len(own)
+                for do in (f"Make them passes of their own: [{', '.join(name.split(JOINT))}].",)
+            ]
+            faults += [
                 str(ConfigError.at(f"views.{view}", repr(m), "another modality of the model", do))
                 for view, m in self.views.items()
                 if m not in self.modalities or view in self.modalities

@@ -144,7 +144,8 @@ class BalancedEdge(Dense):
 class DepthL1(Dense):
     """Absolute error of depth.
 
-    Math: Σ_i |p_i - d_i| over the number of measured pixels (metres).
+    Math: Σ_i |p_i - d_i| over the number of measured pixels (metres): those whose label is above 0 and
+    finite.
     """
 
     @dataclass(kw_only=True)
@@ -155,7 +156,9 @@ class DepthL1(Dense):
 
     def sum(self, values: Float[Tensor, "k 1 h w"], labels: Float[Tensor, "k 1 h w"]) -> Sum:
         """Return the summed error and the number of measured pixels."""
-        return _masked((values - labels).abs(), labels > 0)
+        valid = (labels > 0) & labels.isfinite()
+        known = torch.where(valid, labels, 0.0)  # a masked NaN would still be one in the gradient
+        return _masked((values - known).abs(), valid)
 
 
 def _masked(loss: Float[Tensor, ...], valid: Bool[Tensor, ...]) -> Sum:

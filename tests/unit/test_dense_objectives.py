@@ -79,6 +79,15 @@ def test_edge_equals_the_form_with_pos_weight(weight, generator):
     torch.testing.assert_close(state.mean(), expected)
 
 
+@pytest.mark.parametrize("hole", [float("nan"), float("inf"), float("-inf"), 0.0, -1.0])
+def test_depth_of_holes_has_neither_loss_nor_gradient(hole: float):
+    values = torch.tensor([[[[2.0, 3.0, 4.0]]]], requires_grad=True)
+    state = DepthL1.Config().build().sum(values, torch.tensor([[[[1.0, hole, 6.0]]]]))
+    assert (float(state.sum.detach()), float(state.count)) == (3.0, 2.0)
+    state.mean().backward()
+    assert values.grad.flatten().tolist() == [0.5, 0.0, -0.5]
+
+
 def test_depth_leaves_out_what_was_not_measured(generator):
     values = torch.randn(2, 1, 4, 6, generator=generator)
     labels = with_ignored(torch.rand(2, 1, 4, 6, generator=generator) + 0.5, generator, 0.0)

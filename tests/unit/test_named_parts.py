@@ -93,6 +93,19 @@ def test_weights_elsewhere_are_not_fetched_to_be_checked(monkeypatch: pytest.Mon
         assert recipe.load("five_senses", [f"init_from={source}"]).init_from == source
 
 
+@pytest.mark.parametrize("joint", ["image+image2", "text+image+image2", "image+image"])
+def test_a_modality_beside_a_view_of_itself_is_refused(joint: str):
+    task = f"+tasks.same={{target: action, head: linear, objective: cross_entropy, passes: [{joint}]}}"
+    (line,) = faults("+model.views={image2: image}", task)
+    own = joint.replace("+", ", ")
+    assert line == (
+        f"heads.same.passes: {joint!r}; expected each modality once, views included. "
+        f"Make them passes of their own: [{own}]."
+    )
+    (line,) = faults("tasks.align.passes=[image,text+imag]")
+    assert line.startswith("heads.align.passes: 'text+imag'; expected modalities of the model. Did you mean")
+
+
 def test_options_of_factors_without_a_rank_are_refused():
     (line,) = faults("model.lora.targets=[w_in]", "model.lora.dropout_prob=0.1")
     assert line == (
