@@ -18,7 +18,7 @@ from mmzoo import schema
 from mmzoo.datamodules.naming import fields_of
 from mmzoo.datamodules.order import Rank
 from mmzoo.datamodules.records import Record, RecordSource
-from mmzoo.datamodules.table import Row, cell_text
+from mmzoo.datamodules.table import CAPTIONS, Row, cell_text
 from mmzoo.errors import ConfigError, DataError, close_matches
 
 FIELD = "label"
@@ -90,7 +90,7 @@ class CaptionsConfig(schema.Config):
 def gather_captions(rows: Sequence[Row], config: CaptionsConfig, column: str, where: str) -> list[Row]:
     """Put the captions of several columns into one list, then those of several rows of one thing.
 
-    column: the one that holds captions already, empty where there is none.
+    column: the one that holds captions; empty: the one named so.
     """
     known = dict.fromkeys(name for row in rows for name in row)
     for name in (*config.columns, config.by):
@@ -98,6 +98,7 @@ def gather_captions(rows: Sequence[Row], config: CaptionsConfig, column: str, wh
             do = close_matches(name, known)
             raise ConfigError.at(f"{where}: captions", f"no column {name!r}", "a column", do)
     found = list(rows)
+    column = column or next((name for name in known if name.lower() in (*CAPTIONS, MODALITY)), "")
     if config.columns:
         found, column = [_join_columns(row, config.columns) for row in rows], CAPTION
     return _join_rows(found, config.by, column, where) if config.by else found
