@@ -11,6 +11,7 @@ EXAMPLES = [
     ("mmzoo convert one-peace.pt onepeace/", "a released file to model.safetensors and config.json"),
     ("mmzoo convert runs/mine out.pt --to onepeace", "weights as the reference loads them"),
     ("mmzoo convert run/checkpoints/last.ckpt export/", "a training checkpoint to an export"),
+    ("mmzoo convert edge_moe/weights edge_moe/", "Edge-MoE's folder of raw float32 files to an export"),
     ("mmzoo convert runs/mine moe/ --upcycle experts=8,top_k=2", "a dense model to one with experts"),
 ]
 NEXT = "mmzoo verify DST, mmzoo eval DST, mmzoo train RECIPE init_from=DST"
@@ -29,6 +30,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE,…",
         help="replace each feed-forward by copies of itself and a router: experts, top_k, every, router",
     )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="a folder of raw weights may lack files: those parts get random numbers, and are listed",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -39,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from mmzoo.zoo.convert import Target, convert
 
     experts = None if args.upcycle is None else parse_options(args.upcycle)
-    written = convert(args.source, Path(args.target).expanduser(), Target(args.to), experts)
+    target, to = Path(args.target).expanduser(), Target(args.to)
+    written = convert(args.source, target, to, experts, allow_partial=args.allow_partial)
     if args.json:
         console.dump({"source": args.source, "target": str(written), "to": args.to})
     else:

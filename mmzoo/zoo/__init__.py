@@ -99,18 +99,23 @@ def _load_onepeace(path: Path) -> tuple[MultimodalModel, dict[str, Any]]:
     return model.eval(), describe(model, DataInfo())
 
 
-def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_source(
+    source: str | Path, *, allow_partial: bool = False
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return config and weights of whatever `source` names: a run, an export folder, a .ckpt file, a
-    checkpoint by name or address."""
-    config, state = _read(source)
+    checkpoint by name or address, another program's file or folder (of which files may be missing if
+    `allow_partial`)."""
+    config, state = _read(source, allow_partial=allow_partial)
     if not isinstance(config.get("model"), dict):
         expected = "the options that the model was built with"
         raise CheckpointError.at(str(source), "weights without a model", expected, "Export it with mmzoo.")
     return config, state
 
 
-def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(source: str | Path, *, allow_partial: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     path = fetch.local(source)
+    if foreign.is_folder(path):
+        return foreign.read_folder(path, allow_partial=allow_partial)
     if not path.is_dir():
         return _from_checkpoint(path) if path.suffix == ".ckpt" else foreign.read(path)
     found = _weights_in(path)
@@ -120,7 +125,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def check_source(source: str | Path) -> None:
     """Raise where a source names nothing, or a folder without weights; fetches and reads nothing."""
     path = fetch.here(source)
-    if path is not None and path.is_dir():
+    if path is not None and path.is_dir() and not foreign.is_folder(path):
         _weights_in(path)
 
 
@@ -188,11 +193,11 @@ def start_from(
     """
     anew = {name for part in fresh for name in select(model, part, "init_fresh")}
     path = fetch.local(source)
-    if path.is_file() and path.suffix != OWN:
-        foreign = open_onepeace(path).for_model(model)
-        for line in foreign.lines():
+    if foreign.is_folder(path) or (path.is_file() and path.suffix != OWN):
+        weights = foreign.open_weights(path, allow_partial=allow_partial).for_model(model)
+        for line in weights.lines():
             log.info("init_from %s: left out, %s", source, line)
-        return starting.start(model, foreign, str(source), anew=anew, allow_partial=allow_partial)
+        return starting.start(model, weights, str(source), anew=anew, allow_partial=allow_partial)
     saved, state = read_source(source)
     state = merged_state(state, schema.parse(LoraConfig, saved["model"].get("lora", {}), "model.lora").scale)
     return starting.start(model, InMemory(state), str(source), anew=anew, allow_partial=allow_partial)

@@ -37,15 +37,26 @@ class Target(str, Enum):
     """one file with ONE-PEACE's names: .safetensors, or .pt with the weights under `model`"""
 
 
-def convert(source: str, target: Path, to: Target, experts: UpcycleConfig | None = None) -> Path:
+def convert(
+    source: str,
+    target: Path,
+    to: Target,
+    experts: UpcycleConfig | None = None,
+    *,
+    allow_partial: bool = False,
+) -> Path:
     """Write `source` in the layout `to`; an existing target is refused, a half-written one never left.
 
-    `experts` makes a dense model routed, see mmzoo.models.moe.upcycle.
+    `experts` makes a dense model routed, see mmzoo.models.moe.upcycle. `allow_partial`: a folder of another
+    program may lack files; what they would hold is written with random numbers.
     """
     if target.exists():
         do = "Remove it, or choose another."
         raise CheckpointError.at(str(target), "something is there", "a new path", do)
-    config, state = zoo.read_source(source) if experts is None else _with_experts(source, experts)
+    if experts is None:
+        config, state = zoo.read_source(source, allow_partial=allow_partial)
+    else:
+        config, state = _with_experts(source, experts)
     target.parent.mkdir(parents=True, exist_ok=True)
     return TARGETS[to](state, config, target)
 
@@ -81,7 +92,13 @@ def write_onepeace(state: State, config: Mapping[str, Any], target: Path) -> Pat
     if target.suffix not in SUFFIXES:
         expected = f"a name in {', '.join(SUFFIXES)}"
         raise CheckpointError.at(str(target), "one file", expected, "Choose such a name.")
-    tensors = {name: t.detach().contiguous().clone() for name, t in foreign.as_onepeace(state).items()}
+    try:
+        made = foreign.as_onepeace(state)
+    except CheckpointError as error:
+        found = f"this model has parts that ONE-PEACE has not ({str(error).partition(';')[0]})"
+        expected, do = "a model of an onepeace_… preset", "Write it with --to mmzoo."
+        raise CheckpointError.at("mmzoo convert --to onepeace", found, expected, do) from error
+    tensors = {name: t.detach().contiguous().clone() for name, t in made.items()}
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         if target.suffix == ".safetensors":

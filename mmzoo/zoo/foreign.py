@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from mmzoo.checkpoints.archives import open_archive
 from mmzoo.checkpoints.cards import Layout
 from mmzoo.checkpoints.download import Check
 from mmzoo.errors import CheckpointError
+from mmzoo.models.m3vit.edge_moe import EdgeMoeWeights, is_edge_moe, open_edge_moe
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.models.onepeace import interop
 from mmzoo.models.onepeace.weights import OnePeaceWeights, open_onepeace
+from mmzoo.zoo import starting
 
+log = logging.getLogger(__name__)
 OURS = {interop.Layout.FULL: Layout.ONEPEACE, interop.Layout.VISION: Layout.ONEPEACE_VISION}
 
 
@@ -50,11 +54,46 @@ def count_onepeace(path: Path, layout: Layout | None = None) -> int:
     return len(held)
 
 
+ForeignWeights = OnePeaceWeights | EdgeMoeWeights
+
+
+def is_folder(path: Path) -> bool:
+    """Say whether a folder holds weights of another program."""
+    return is_edge_moe(path)
+
+
+def open_weights(path: Path, *, allow_partial: bool = False) -> ForeignWeights:
+    """Open what another program wrote, a file or a folder; refuse what no map knows, and what lacks files
+    unless `allow_partial`.
+    """
+    if not path.is_dir():
+        return open_onepeace(path)
+    found = open_edge_moe(path)
+    if not allow_partial:
+        found.require_all()
+    return found
+
+
+def read_folder(path: Path, *, allow_partial: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and weights of a folder; what it lacks starts anew, from the same numbers each time."""
+    weights = open_weights(path, allow_partial=allow_partial)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MultimodalModel(weights.options())
+    for line in weights.lines():
+        log.warning("%s: %s", path, line)
+    starting.start(model, weights, str(path), allow_partial=allow_partial)
+    return _config(model.config), model.state_dict()
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config and weights, under our names, of a file in another layout; refuse what no map knows."""
     weights = open_onepeace(path)
-    options = weights.options()
-    config = {
+    return _config(weights.options()), {name: weights.read(name) for name in weights.keys()}  # noqa: SIM118 no mapping
+
+
+def _config(options: MultimodalModel.Config) -> dict[str, Any]:
+    return {
         "architecture": "MultimodalModel",
         "mmzoo_version": __version__,
         "modalities": list(options.modalities),
@@ -64,7 +103,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "subjects": {},
         "recipe": None,
     }
-    return config, {name: weights.read(name) for name in weights.keys()}  # noqa: SIM118 no mapping
 
 
 def as_onepeace(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
