@@ -17,13 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmzoo import registry
-from mmzoo.batch import IGNORE, DataInfo, DenseKind, Item
+from mmzoo.batch import IGNORE, DataInfo, DenseKind, Item, Sample, SceneKind
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.files import KINDS
 from mmzoo.datamodules.guess_labels import guess_labels
 from mmzoo.datamodules.loader import SampleSource
 from mmzoo.datamodules.numbers import Numbers
 from mmzoo.datamodules.records import RecordSource, names_of
+from mmzoo.datamodules.scene import INPUTS
 from mmzoo.datamodules.sniff import Guess, open_path, sniff
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.errors import DataError, ShapeError
@@ -33,6 +34,8 @@ __all__ = ["ModalityReport", "Report", "inspect_path", "open_path"]
 
 PROBES = 2000
 """Samples that are read to measure them and to find faults, evenly spread."""
+SCENE_PROBES = 60
+"""Of scenes, whose samples are seven files and more."""
 SHOWN = 12
 MEASURED = (DenseKind.NORMALS, DenseKind.EDGE, DenseKind.DEPTH)
 """Dense labels without classes."""
@@ -109,7 +112,9 @@ class Probe(Preprocess):
     def __init__(self, kind: str) -> None:
         """Take the decoder of a kind of data."""
         self.kind = kind
-        self.decoder: Preprocess = registry.find("modalities", kind).Config().preprocess.build()
+        files = kind in KINDS  # views of scenes come as arrays
+        row = registry.find("modalities", kind) if files else None
+        self.decoder: Preprocess = row.Config().preprocess.build() if row else Preprocess()
         self.shapes: Counter[str] = Counter()
         self.numbers: dict[str, list[float]] = {}
         self.subjects: dict[str, int] = {}
@@ -160,11 +165,12 @@ class Probe(Preprocess):
 def inspect_path(path: str | Path, probes: int = PROBES) -> Report:
     """Look at a file or folder: list it all, read up to `probes` samples of it."""
     guess = _with_labels(sniff(Path(path)))
-    used = {kind: Probe(kind) for kind in KINDS}
+    scenes = guess.row == "nuscenes"
+    used = {kind: Probe(kind) for kind in (INPUTS if scenes else KINDS)}
     data: DataModule = guess.config(whole=False).build(used, seed=0)
     info = data.info()
     sources = [data.source(split) for split in SPLITS if info.counts.get(split)]
-    seen = _probe(sources, info, probes)
+    seen = _probe(sources, info, min(probes, SCENE_PROBES) if scenes else probes)
     known = _count_records(sources)
     labels = known.labels or seen.labels
     counts = known.modalities or seen.modalities
@@ -216,9 +222,11 @@ class Tally:
             self.faults.append(str(error))
             return
         self.modalities.update(sample.modalities)
+        for target, shown in _shown_scene(sample, info).items():
+            self.labels.setdefault(target, Counter()).update(shown)
         for target, value in sample.targets.items():
             names = info.labels[target]
-            if target in info.numeric:
+            if target in info.numeric or target in info.scene:
                 continue
             if target in info.dense:
                 self.labels.setdefault(target, Counter()).update(_shown(value, info.dense[target], names))
@@ -233,6 +241,21 @@ def _shown(values: Tensor, kind: DenseKind, names: Sequence[str]) -> list[str]:
         return [names[int(i)] for i in values[values != IGNORE].unique()]
     none = 0 if kind is DenseKind.DEPTH else IGNORE
     return list(names) if bool((values != none).any()) else []
+
+
+def _shown_scene(sample: Sample, info: DataInfo) -> dict[str, list[str]]:
+    """Return the names of what a scene's labels show: every box, and the classes of map and voxels."""
+    found: dict[str, list[str]] = {}
+    for target, value in {**sample.targets, **sample.lists}.items():
+        if kind := info.scene.get(target):
+            if kind is SceneKind.BOXES_3D:
+                numbers = value[:, -1]
+            elif kind is SceneKind.GROUND_MAP:
+                numbers = value.flatten(1).any(dim=1).nonzero()
+            else:
+                numbers = value[value != IGNORE].unique()
+            found[target] = [info.labels[target][int(n)] for n in numbers]
+    return found
 
 
 def _probe(sources: Sequence[SampleSource], info: DataInfo, probes: int) -> Tally:

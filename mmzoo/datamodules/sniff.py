@@ -27,6 +27,8 @@ SCANS = (".nii", ".nii.gz")
 LOOK_AT = 10_000
 """How many names of a folder or tar are looked at before the format is decided."""
 META = ("cls", "json")
+INFOS = "nuscenes_infos_10sweeps_train.pkl"
+"""Tells a nuScenes folder."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,20 @@ def _sniff_file(path: Path) -> Guess | None:
     return None
 
 
-def _sniff_folder(path: Path) -> Guess | None:
+def _sniff_layout(path: Path) -> Guess | None:
+    """Guess by the folders of a published data set."""
     if (path / "gt_sets").is_dir() and (path / "images").is_dir():
         return Guess("NYUD-v2 layout", "nyud", {"root": str(path)})
     if (path / "ImageSets" / "Context").is_dir() and (path / "JPEGImages").is_dir():
         return Guess("PASCAL-Context layout", "pascal_context", _pascal(path))
+    if (path / "samples").is_dir() and (path / INFOS).is_file():
+        return Guess("nuScenes layout", "nuscenes", {"root": str(path)})
+    return None
+
+
+def _sniff_folder(path: Path) -> Guess | None:
+    if published := _sniff_layout(path):
+        return published
     listed = [f"manifest{suffix}" for suffix in SUFFIXES if (path / f"manifest{suffix}").is_file()]
     if len(listed) == 1:
         return _sniff_file(path / listed[0])

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmzoo.datamodules.inspect import inspect_path
 from mmzoo.datamodules.nuscenes import cameras, labels, points, road_map, sensors, write
 from mmzoo.datamodules.nuscenes.augment import Motion, SceneAugment, move
-from mmzoo.datamodules.nuscenes.data import HeightFrom, NuScenes, read_views
+from mmzoo.datamodules.nuscenes.data import NuScenes, read_views
 from mmzoo.datamodules.nuscenes.infos import Info, read_infos, rotation
+from mmzoo.datamodules.nuscenes.layout import HeightFrom
 from mmzoo.datamodules.nuscenes.points import Points, Space
 from mmzoo.datamodules.scene import Scene
 from mmzoo.datamodules.world_driving.scene import BOX_CLASSES
@@ -454,3 +456,19 @@ def test_heights_from_the_lidar_are_as_published(root: Path, infos: tuple[Info, 
     boxes = data.source("test").get(0, None).lists["boxes"].numpy()
     kept = infos[-1].boxes.num_points > 0
     np.testing.assert_allclose(boxes[:, 2], infos[-1].boxes.values[kept, 2], atol=1e-6)
+
+
+def test_inspect_knows_the_layout(root: Path, infos: tuple[Info, ...]) -> None:
+    report = inspect_path(root)
+    assert (report.format, report.samples, report.read, report.faults) == ("nuScenes layout", 5, 5, ())
+    assert {m: dict(r.shapes) for m, r in report.modalities.items()} == {
+        "camera": {"8x180x180": 5},
+        "lidar": {"11x180x180": 5},
+        "occupied": {"5x180x180": 5},
+    }
+    cars = sum(
+        n == "car" and k > 0 for i in infos for n, k in zip(i.boxes.names, i.boxes.num_points, strict=True)
+    )
+    assert report.classes["boxes"]["car"] == cars
+    assert report.classes["map"]["walkway"] == report.classes["occupancy"]["sidewalk"] == 5
+    assert report.config == {"type": "nuscenes", "root": str(root)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mmzoo.datamodules.files import require
 from mmzoo.datamodules.nuscenes import cameras, labels, points, road_map
 from mmzoo.datamodules.nuscenes.augment import Motion, SceneAugment, move
 from mmzoo.datamodules.nuscenes.infos import Info, read_infos
-from mmzoo.datamodules.nuscenes.points import STATISTICS, Space
+from mmzoo.datamodules.nuscenes.layout import HeightFrom, Layout
 from mmzoo.datamodules.scene import (
     BOXES,
     CAMERA,
@@ -35,29 +34,15 @@ from mmzoo.datamodules.scene import (
     OCCUPANCY,
     OCCUPIED,
     Scene,
-    channels_of,
-    grid_of,
 )
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.datamodules.world_driving.scene import BOX_CLASSES, MAP_CLASSES
 from mmzoo.errors import ConfigError, DataError, close_matches
 from mmzoo.modalities.base import Preprocess
-from mmzoo.modalities.bev import VoxelConfig
 
 Array = np.ndarray
-LIDAR_HEIGHT_M = 1.84
-"""The lidar above the ground."""
-BANDS = 2
-"""Spans of height of the camera view where the model does not say how many channels it takes."""
 NAMES = {BOXES: BOX_CLASSES, MAP: MAP_CLASSES, OCCUPANCY: labels.VOXEL_CLASSES}
 """The classes of each label in the order of their numbers."""
-
-
-class HeightFrom(str, Enum):
-    """Where z is 0."""
-
-    GROUND = "ground"
-    LIDAR = "lidar"
 
 
 class NuScenes(DataModule):
@@ -120,7 +105,7 @@ class NuScenes(DataModule):
     def __init__(self, config: Config, preprocesses: Mapping[str, Preprocess], *, seed: int = 0) -> None:
         """Take grids and channels from the model; read nothing yet."""
         super().__init__(config, preprocesses, seed=seed)
-        self.layout = Layout.of(config, preprocesses)
+        self.layout = Layout.of(preprocesses, config.height_from, made=not config.bev)
         self._infos: dict[str, tuple[Info, ...]] | None = None
 
     @classmethod
@@ -191,39 +176,6 @@ class NuScenes(DataModule):
             return INPUTS
         first = (self.infos("train") + self.infos("test"))[0]
         return tuple(read_views(self.root / self.config.bev, first.token, INPUTS))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Grids in the lidar's frame and the channels of both views, as the model wants them."""
-
-    space: Space
-    map_cells: int
-    map_range_m: float
-    raise_m: float
-    statistics: int
-    bands: int
-
-    @staticmethod
-    def of(config: NuScenes.Config, preprocesses: Mapping[str, Preprocess]) -> Layout:
-        """Take them from the model's options; views read from files have any channels."""
-        wanted = grid_of(preprocesses) or VoxelConfig()
-        grid, up = wanted.grid, LIDAR_HEIGHT_M if config.height_from is HeightFrom.GROUND else 0.0
-        space = Space(grid.cells, grid.range_m, wanted.levels, grid.bottom_m - up, grid.top_m - up)
-        if not space.bottom_m < -LIDAR_HEIGHT_M < space.top_m:
-            found = f"voxels from {grid.bottom_m:g} to {grid.top_m:g} m"
-            expected = f"the ground, at {up - LIDAR_HEIGHT_M:g} m, among them"
-            raise ConfigError.at("data", found, expected, "Change data.height_from or the model's grid.")
-        lidar, camera = (channels_of(preprocesses, name) for name in (LIDAR, CAMERA))
-        statistics = lidar - space.levels if lidar else len(STATISTICS)
-        if not config.bev and not 0 < statistics <= len(STATISTICS):
-            expected = f"one for each of {space.levels} levels and 1 … {len(STATISTICS)} more"
-            do = f"Set the model's lidar channels to {space.levels + len(STATISTICS)}."
-            raise ConfigError.at("data", f"a model that reads {lidar} lidar channels", expected, do)
-        if not config.bev and camera % 4:
-            expected, do = "a multiple of 4 (three colours and seen)", "Set the model's camera channels to 8."
-            raise ConfigError.at("data", f"a model that reads {camera} camera channels", expected, do)
-        return Layout(space, grid.map_cells, grid.map_range_m, up, statistics, camera // 4 or BANDS)
 
 
 class KeyFrames:

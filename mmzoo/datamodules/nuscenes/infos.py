@@ -27,6 +27,8 @@ FOLDERS = ("samples", "sweeps")
 """Folders of the data set in which its files lie; what a path says before them is another machine's."""
 LOG_MARK = "__LIDAR_TOP__"
 """Ends the name of the drive in a lidar file's name."""
+TOLERANCE = 1e-3
+"""Of a rotation's entries."""
 REWRITE = "Write the info pickle again, or leave the sample out of it."
 Array = np.ndarray
 
@@ -126,21 +128,17 @@ class Fields:
 
     def array(self, name: str, *shape: int | None) -> Float[Array, "*axes"]:
         """Return finite numbers of a shape; None: any size."""
-        expected = f"numbers of shape ({', '.join('n' if n is None else str(n) for n in shape)})"
         if name not in self:
-            raise self.fault(name, "no such field", expected)
+            raise self.fault(name, "no such field", _numbers(shape))
         try:
             value = self.entry[name]
             made = np.asarray(value.read() if isinstance(value, StoredArray) else value, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise self.fault(name, f"unreadable ({error})", expected) from error
+            raise self.fault(name, f"unreadable ({error})", _numbers(shape)) from error
         if not made.size and None in shape:
             made = made.reshape([0 if n is None else n for n in shape])
-        fits = made.ndim == len(shape) and all(
-            want in (None, have) for want, have in zip(shape, made.shape, strict=True)
-        )
-        if not fits:
-            raise self.fault(name, f"shape {made.shape}", expected)
+        if made.shape != shape and not _fits(made.shape, shape):
+            raise self.fault(name, f"shape {made.shape}", _numbers(shape))
         return made
 
     def matrix(self, name: str) -> Float[Array, "4 4"]:
@@ -165,10 +163,10 @@ class Fields:
 
     def file(self, name: str) -> str:
         """Return a path below the data set's root: what follows a leading part of another machine."""
-        parts = PurePosixPath(self.text(name).replace("\\", "/")).parts
+        parts = self.text(name).replace("\\", "/").removeprefix("./").split("/")
         starts = [i for i, part in enumerate(parts) if part in FOLDERS]
         kept = parts[starts[0] :] if starts else parts
-        if ".." in kept or kept[0] == "/":
+        if ".." in kept or not kept[0] or ":" in kept[0]:
             raise self.fault(name, repr(self.entry[name])[:80], "a path below samples or sweeps")
         return "/".join(kept)
 
@@ -190,8 +188,28 @@ class Fields:
         return values
 
     def _check_turn(self, name: str, made: Float[Array, "3 3"]) -> None:
-        if np.abs(made @ made.T - np.eye(3)).max() > 1e-3 or np.linalg.det(made) < 0:
+        if not _is_turn(*made.tolist()):
             raise self.fault(name, "no rotation", "an orthonormal matrix of determinant 1")
+
+
+def _numbers(shape: tuple[int | None, ...]) -> str:
+    return f"numbers of shape ({', '.join('n' if n is None else str(n) for n in shape)})"
+
+
+def _fits(have: tuple[int, ...], want: tuple[int | None, ...]) -> bool:
+    return len(have) == len(want) and all(w in (None, h) for h, w in zip(have, want, strict=True))
+
+
+def _is_turn(x: list[float], y: list[float], z: list[float]) -> bool:
+    """Tell whether these are the rows of a rotation: of length 1, and the third the first two's product."""
+    (a, b, c), (d, e, f) = x, y
+    product = (b * f - c * e, c * d - a * f, a * e - b * d)
+    gaps = (
+        a * a + b * b + c * c - 1,
+        d * d + e * e + f * f - 1,
+        *(p - q for p, q in zip(product, z, strict=True)),
+    )
+    return max(map(abs, gaps)) < TOLERANCE and abs(a * d + b * e + c * f) < TOLERANCE
 
 
 def rotation(quaternion: Float[Array, " 4"]) -> Float[Array, "3 3"]:
