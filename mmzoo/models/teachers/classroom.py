@@ -48,7 +48,7 @@ class Classroom:
         Torch's random numbers are left as they were, so that the student starts alike with and without them.
         """
         self.wishes, self.options = tuple(wishes), inputs
-        self.kinds = {m: type(c).owner.kind for m, c in inputs.items()}
+        self.kinds = {m: getattr(type(c).owner, "kind", "") for m, c in inputs.items()}
         self.teachers: dict[str, Teacher] = {}
         for name in dict.fromkeys(w.teacher for w in wishes):
             with torch.random.fork_rng(devices=[]):
@@ -85,10 +85,9 @@ class Classroom:
     def fitted(self, options: MultimodalModel.Config) -> MultimodalModel.Config:
         """Return the model's options with every projection as wide as what it is compared with."""
         heads = dict(options.heads)
-        for wish in self.wishes:
-            head = heads[wish.head].head
-            if wish.kind is not PredictionKind.FEATURES or not isinstance(head, ProjectionHead.Config):
-                continue
+        wide = [w for w in self.wishes if isinstance(heads[w.head].head, ProjectionHead.Config)]
+        for wish in wide:
+            head: ProjectionHead.Config = heads[wish.head].head
             widths = {p: self.teachers[wish.teacher].width(p) for p in wish.passes}
             if len({*widths.values(), *([head.embed_dim] if head.embed_dim else [])}) > 1:
                 given = ", ".join(f"{p} {n}" for p, n in widths.items())
@@ -98,7 +97,7 @@ class Classroom:
                 raise ConfigError.at(where, found, f"the teacher's width ({given})", do)
             fitted = dataclasses.replace(head, embed_dim=next(iter(widths.values())))
             heads[wish.head] = dataclasses.replace(heads[wish.head], head=fitted)
-        return dataclasses.replace(options, heads=heads)
+        return dataclasses.replace(options, heads=heads) if wide else options
 
     def learn_classes(self, labels: Mapping[str, tuple[str, ...]]) -> None:
         """Tell teachers the class names that they are to give logits of; then drop what nobody needs."""
