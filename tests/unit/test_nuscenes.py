@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,10 @@ def test_what_other_writers_do_is_read_alike(root: Path, tmp_path: Path, infos: 
         np.testing.assert_allclose(mine.to_global, theirs.to_global, atol=1e-9)
         for a, b in zip(mine.cameras, theirs.cameras, strict=True):
             np.testing.assert_allclose(a.to_lidar, b.to_lidar, atol=1e-9)
+
+
+def test_a_key_frame_repeated_as_a_sweep_is_left_out(infos: tuple[Info, ...]) -> None:
+    assert [len(i.sweeps) for i in infos] == [0, 2, 2, 2, 2]
 
 
 def test_a_quaternion_turns_as_axis_and_angle_say() -> None:
@@ -309,6 +314,41 @@ def test_areas_are_filled_by_the_even_odd_rule(rng: np.random.Generator) -> None
                 for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
                     odd ^= (y0 > y) != (y1 > y) and x > x0 + (y - y0) / (y1 - y0) * (x1 - x0)
             assert found[row, column] == odd
+
+
+def test_an_expansion_with_a_hole_around_a_turned_vehicle(tmp_path: Path) -> None:
+    corners = {
+        "o": ((100, 200), (110, 200), (110, 230), (100, 230)),
+        "h": ((102, 206), (104, 206), (104, 208), (102, 208)),
+    }
+    tables: dict[str, Any] = {
+        "node": [
+            {"token": f"{r}{i}", "x": x, "y": y}
+            for r, ring in corners.items()
+            for i, (x, y) in enumerate(ring)
+        ],
+        "polygon": [
+            {
+                "token": "p",
+                "exterior_node_tokens": [f"o{i}" for i in range(4)],
+                "holes": [{"node_tokens": [f"h{i}" for i in range(4)]}],
+            }
+        ],
+        "line": [],
+        "walkway": [{"polygon_token": "p"}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(tables))
+    pose = np.eye(4)
+    pose[:3, :3], pose[:2, 3] = rotation(np.array([np.sqrt(0.5), 0, 0, np.sqrt(0.5)])), (105, 205)
+    found = road_map.draw(road_map.read_place(tmp_path / "x.json"), pose, 20, 10.0)
+    assert not np.delete(found, 2, axis=0).any()
+    for row, column in np.ndindex(20, 20):  # x of the vehicle is north, y is west
+        east, north = 105 - (row + 0.5 - 10), 205 + (column + 0.5 - 10)
+        inside = 100 < east < 110 and 200 < north < 230 and not (102 < east < 104 and 206 < north < 208)
+        assert found[2, row, column] == inside
+    (tmp_path / "y.json").write_text("{")
+    with pytest.raises(DataError, match=r"y\.json: unreadable"):
+        road_map.read_place(tmp_path / "y.json")
 
 
 def test_rasters_as_bits_and_on_a_smaller_map(tmp_path: Path, infos: tuple[Info, ...], rng: Any) -> None:

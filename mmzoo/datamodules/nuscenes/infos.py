@@ -231,7 +231,7 @@ def _info(fields: Fields) -> Info:
         token=_as_name(fields, fields.text("lidar_token", "token")),
         scene=_as_name(fields, fields.text("scene_token", default=drive)),
         lidar_file=lidar_file,
-        sweeps=_sweeps(fields),
+        sweeps=tuple(s for s in _sweeps(fields) if s.file != lidar_file),
         cameras=_cameras(fields),
         boxes=_boxes(fields) if "gt_boxes" in fields else None,
         location=_as_name(fields, fields.text("location", default="unknown")),
@@ -247,10 +247,15 @@ def _as_name(fields: Fields, text: str) -> str:
 
 
 def _sweeps(fields: Fields) -> tuple[Sweep, ...]:
+    """Read the earlier turns.
+
+    A drive's first frames have none: there the pickle repeats the key frame, which adds nothing, without a
+    motion.
+    """
     found: list[Sweep] = []
     for number, entry in enumerate(fields.below("sweeps")):
         one = Fields(f"{fields.where}, sweeps[{number}]", entry)
-        still = "transform_matrix" not in one  # None where a drive has no earlier sweep: the key frame again
+        still = "transform_matrix" not in one
         motion = np.eye(4) if still else one.matrix("transform_matrix")
         found.append(Sweep(one.file("lidar_path"), motion, float(one.array("time_lag"))))
     return tuple(found)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,36 +30,48 @@ LINE_M = 0.5
 Array = np.ndarray
 
 
-@dataclass(frozen=True)
-class Shape:
-    """An area (its outline and holes) or a line, in metres of the place; its lowest and highest corner."""
+Shape = tuple[Float[Array, "_ 2"], ...]
+"""An area (its outline, then its holes) or a line, in metres of the place."""
 
-    rings: tuple[Float[Array, "_ 2"], ...]
-    low: Float[Array, " 2"]
-    high: Float[Array, " 2"]
+
+@dataclass(frozen=True)
+class Layer:
+    """The shapes of a layer, with their lowest and highest corners."""
+
+    shapes: tuple[Shape, ...]
+    low: Float[Array, "n 2"]
+    high: Float[Array, "n 2"]
 
     @staticmethod
-    def of(rings: Sequence[Float[Array, "_ 2"]]) -> Shape:
-        """Make a shape of its rings."""
-        every = np.concatenate(rings)
-        return Shape(tuple(rings), every.min(axis=0), every.max(axis=0))
+    def of(shapes: Iterable[Shape]) -> Layer:
+        """Measure shapes."""
+        kept = tuple(shapes)
+        low = [np.concatenate(shape).min(axis=0) for shape in kept]
+        high = [np.concatenate(shape).max(axis=0) for shape in kept]
+        return Layer(kept, np.array(low).reshape(-1, 2), np.array(high).reshape(-1, 2))
+
+    def near(self, centre: Float[Array, " 2"], reach_m: float) -> Iterator[Shape]:
+        """Yield the shapes that a square around a place may hold parts of."""
+        within = (self.low <= centre + reach_m) & (self.high >= centre - reach_m)
+        for number in np.flatnonzero(np.all(within, axis=1)):
+            yield self.shapes[number]
 
 
 @functools.lru_cache(maxsize=4)
-def read_place(path: Path) -> tuple[tuple[Shape, ...], ...]:
-    """Read the shapes of the six layers of a place; kept, since a file is tens of megabytes."""
+def read_place(path: Path) -> tuple[Layer, ...]:
+    """Read the six layers of a place; kept, since a file is tens of megabytes."""
     with decoding(path.name):
         tables: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         nodes = {n["token"]: (float(n["x"]), float(n["y"])) for n in tables["node"]}
         polygons = {p["token"]: p for p in tables["polygon"]}
         lines = {row["token"]: row for row in tables["line"]}
-        areas = [tuple(_areas(tables.get(layer, ()), polygons, nodes)) for layer in AREAS]
+        areas = [Layer.of(_areas(tables.get(layer, ()), polygons, nodes)) for layer in AREAS]
         marks = [s for layer in LINES for s in _lines(tables.get(layer, ()), lines, nodes)]
-        return (*areas, tuple(marks))
+        return (*areas, Layer.of(marks))
 
 
 def draw(
-    layers: Sequence[Sequence[Shape]], to_global: Float[Array, "4 4"], cells: int, range_m: float
+    layers: Sequence[Layer], to_global: Float[Array, "4 4"], cells: int, range_m: float
 ) -> Bool[Array, "k y x"]:
     """Return which layers hold at the middles of cells around a vehicle, in its frame seen from above.
 
@@ -70,11 +82,9 @@ def draw(
     turn, centre = np.array([[cos, -sin], [sin, cos]]), to_global[:2, 3]
     reach = np.sqrt(2) * range_m + LINE_M
     out = np.zeros((len(layers), cells, cells), dtype=bool)
-    for number, shapes in enumerate(layers):
-        for shape in shapes:
-            if (shape.low > centre + reach).any() or (shape.high < centre - reach).any():
-                continue
-            rings = [((ring - centre) @ turn + range_m) * cells / (2 * range_m) for ring in shape.rings]
+    for number, layer in enumerate(layers):
+        for shape in layer.near(centre, reach):
+            rings = [((ring - centre) @ turn + range_m) * cells / (2 * range_m) for ring in shape]
             if number < len(AREAS):
                 out[number] |= fill(rings, cells)
             else:
@@ -124,7 +134,7 @@ def _areas(
             holes = [hole["node_tokens"] for hole in polygon.get("holes", ())]
             rings = [_places(tokens, nodes) for tokens in (polygon["exterior_node_tokens"], *holes)]
             if len(rings[0]) > 2:
-                yield Shape.of(rings)
+                yield tuple(rings)
 
 
 def _lines(
@@ -133,7 +143,7 @@ def _lines(
     for row in rows:
         places = _places(lines[row["line_token"]]["node_tokens"], nodes)
         if len(places) > 1:
-            yield Shape.of([places])
+            yield (places,)
 
 
 def _places(tokens: Sequence[str], nodes: Mapping[str, tuple[float, float]]) -> Float[Array, "_ 2"]:
