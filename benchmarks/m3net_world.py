@@ -1,7 +1,13 @@
 """M3Net on simulated streets: three tasks jointly, one at a time, without MAFI, without channel scaling.
 
-`python -m benchmarks.m3net_world --steps 400 --out m3net.json`: every model has the same backbone, budget and
-data; scenes of validation are never trained on. Prints a table; figures are in per cent, higher is better.
+    python -m benchmarks.m3net_world --out DIR --seeds 0 1 2
+
+Trains the recipe `driving`, one run after the other, each row by one override, and prints the table: what a
+joint model gains or loses against the single-task models, and what the two parts of M3Net are worth. A run
+whose figures lie in DIR already is not repeated, so the script may be stopped and started again, or given
+more seeds later. Figures: on the test streets, which no model has seen. All models have the same backbone and
+as many steps; a single-task model spends them on its one task. `--split val` prints the table of the
+validation streets, where options are chosen.
 """
 
 from __future__ import annotations
@@ -9,131 +15,86 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
+from benchmarks.indoor_table import spread
+from mmzoo.metrics.delta import delta_m
 
-from mmzoo.datamodules.world_driving.views import DrivingConfig, Scenes, frequencies, lidar_channels, scenes
-from mmzoo.layers.channel_scaling import Gate
-from mmzoo.models.m3net.grid import GridConfig
-from mmzoo.models.m3net.losses import LossConfig, Truth, losses
-from mmzoo.models.m3net.metrics import BoxScore, MapScore, OccupancyScore
-from mmzoo.models.m3net.model import BOXES, MAP, OCCUPANCY, TASKS, Fusion, M3Net, M3NetConfig
-
-HEADLINE = {BOXES: "nds", MAP: "miou", OCCUPANCY: "miou"}
-RUNS: dict[str, tuple[list[str], Fusion, Gate]] = {
-    "joint": (list(TASKS), Fusion.MAFI, Gate.LINEAR),
-    "boxes alone": ([BOXES], Fusion.MAFI, Gate.LINEAR),
-    "map alone": ([MAP], Fusion.MAFI, Gate.LINEAR),
-    "occupancy alone": ([OCCUPANCY], Fusion.MAFI, Gate.LINEAR),
-    "joint, MAFI off": (list(TASKS), Fusion.CONV, Gate.LINEAR),
-    "joint, TCS off": (list(TASKS), Fusion.MAFI, Gate.OFF),
+FIGURES = {"boxes": "boxes/NDS4", "map": "map/mIoU", "occupancy": "occupancy/mIoU"}
+"""Task -> its figure in the table."""
+JOINT = {
+    "joint": (),
+    "joint, MAFI off": ("model.fusion=conv",),
+    "joint, TCS off": ("model.gate=off",),
 }
+"""Row -> what differs from the recipe."""
+SINGLE = "single-task models"
+
+Figures = Mapping[str, float]
 
 
-def model_config(world: DrivingConfig, tasks: list[str], fusion: Fusion, gate: Gate) -> M3NetConfig:
-    """Return a model small enough for a CPU, on the world's grid."""
-    grid = GridConfig(
-        cells=world.cells, range_m=world.range_m, map_cells=world.map_cells, map_range_m=world.map_range_m
+def train(out: pathlib.Path, name: str, overrides: Sequence[str], split: str) -> Figures:
+    """Return the figures of a run, training and evaluating it unless its folder has them."""
+    folder = out / name
+    found = folder / "eval.json"
+    if not found.is_file():
+        print(f"training {name}", file=sys.stderr, flush=True)
+        mmzoo("train", "driving", f"run_dir={folder}", "overwrite=true", *overrides)
+    if split not in json.loads(found.read_text()):
+        mmzoo("eval", str(folder), "--split", split)
+    return json.loads(found.read_text())[split]["metrics"]
+
+
+def mmzoo(*words: str) -> None:
+    """Run a command of mmzoo; what it prints goes nowhere."""
+    subprocess.run([sys.executable, "-m", "mmzoo", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def one_seed(out: pathlib.Path, seed: int, options: Sequence[str], split: str) -> dict[str, Figures]:
+    """Return each row's figures of one seed: the single-task models' first, one figure of each."""
+    common = [f"seed={seed}", *options]
+    rows: dict[str, Figures] = {}
+    for title, overrides in JOINT.items():
+        name = title.replace(", ", "-").replace(" ", "-").lower()
+        figures = train(out, f"{name}-s{seed}", [*common, *overrides], split)
+        rows[title] = {figure: figures[figure] for figure in FIGURES.values()}
+    single = {
+        figure: train(out, f"{task}-alone-s{seed}", [*common, f"only=[{task}]"], split)[figure]
+        for task, figure in FIGURES.items()
+    }
+    return {SINGLE: single, **rows}
+
+
+def table(seeds: Mapping[int, Mapping[str, Figures]]) -> str:
+    """Return the table in Markdown: mean over seeds, ± their standard deviation where there are several."""
+    titles = list(next(iter(seeds.values())))
+    lines = [
+        "| model | " + " | ".join(FIGURES.values()) + " | Delta_m % |",
+        "| --- |" + " ---: |" * (len(FIGURES) + 1),
+    ]
+    for title in titles:
+        cells = [spread([rows[title][figure] for rows in seeds.values()]) for figure in FIGURES.values()]
+        gains = [delta_m(rows[title], rows[SINGLE]) for rows in seeds.values()]
+        lines.append(f"| {title} | {' | '.join(cells)} | {spread(gains, sign='+')} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    return M3NetConfig(
-        camera_channels=world.camera_channels, lidar_channels=lidar_channels(world), neck_channels=24,
-        dim=32, num_heads=4, layers=2, hidden_dim=64, num_boxes=24, levels=world.levels,
-        tasks=tasks, grid=grid, fusion=fusion, gate=gate,
-    )  # fmt: skip
-
-
-def truth_of(batch: Scenes) -> Truth:
-    """Return what is true of a batch, as the losses take it."""
-    return Truth(batch.boxes, batch.classes, batch.map, batch.occupancy)
-
-
-def train(model: M3Net, data: Sequence[Scenes], steps: int, seed: int) -> float:
-    """Train with AdamW, one cycle of the rate; return the mean of the last twentieth's losses."""
-    torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.2)
-    counts = torch.stack([frequencies(b.occupancy) for b in data]).sum(dim=0)
-    seen: list[float] = []
-    model.train()
-    for step in range(steps):
-        batch = data[step % len(data)]
-        out = model(batch.camera, batch.lidar)
-        total = torch.stack(
-            list(losses(out, truth_of(batch), model.config.grid, LossConfig(), counts).values())
-        ).sum()
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
-        seen.append(float(total.detach()))
-    tail = seen[-max(1, steps // 20) :]
-    return sum(tail) / len(tail)
-
-
-@torch.no_grad()
-def evaluate(model: M3Net, data: Sequence[Scenes]) -> dict[str, float]:
-    """Return every figure, named `task/figure`."""
-    model.eval()
-    boxes, maps = BoxScore(model.config.num_classes), MapScore()
-    voxels = OccupancyScore(model.config.occupancy_classes)
-    for batch in data:
-        out = model(batch.camera, batch.lidar)
-        for i in range(len(batch.boxes)) if out.boxes else ():
-            found, scores, kinds = (out.boxes[k][i] for k in ("boxes", "scores", "classes"))
-            boxes.update(found, scores, kinds, (batch.boxes[i], batch.classes[i]))
-        if out.map:
-            maps.update(out.map["logits"].sigmoid(), batch.map)
-        if out.occupancy is not None:
-            voxels.update(out.occupancy.argmax(dim=1), batch.occupancy)
-    parts = {BOXES: boxes.compute(), MAP: maps.compute(), OCCUPANCY: voxels.compute()}
-    return {f"{task}/{k}": v for task, figures in parts.items() for k, v in figures.items()}
-
-
-def batches(world: DrivingConfig, count: int, size: int, start: int) -> list[Scenes]:
-    """Simulate scenes number `start` on, in batches."""
-    return [scenes(world, 0, range(first, first + size)) for first in range(start, start + count, size)]
-
-
-def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Train and evaluate every variant."""
-    world = DrivingConfig(cells=options.cells)
-    data = batches(world, options.scenes, options.batch, 0)
-    held_out = batches(world, options.val_scenes, options.batch, 1_000_000)
-    found: dict[str, dict[str, float]] = {}
-    for name in options.runs:
-        tasks, fusion, gate = RUNS[name]
-        torch.manual_seed(options.seed)
-        model = M3Net(model_config(world, tasks, fusion, gate))
-        start = time.process_time()
-        last = train(model, data, options.steps, options.seed)
-        found[name] = {**evaluate(model, held_out), "loss": last, "cpu_s": time.process_time() - start}
-        parameters = sum(p.numel() for p in model.parameters())
-        found[name]["parameters"] = parameters
-        line = "  ".join(f"{t} {found[name].get(f'{t}/{k}', float('nan')):5.1f}" for t, k in HEADLINE.items())
-        sys.stdout.write(f"{name:18s} {line}  {parameters:,} parameters  {found[name]['cpu_s']:.0f} CPU s\n")
-        sys.stdout.flush()
-    return found
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, run, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.m3net_world", description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--scenes", type=int, default=512)
-    parser.add_argument("--val-scenes", type=int, default=64)
-    parser.add_argument("--cells", type=int, default=24)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="RUN")
-    parser.add_argument("--out", type=pathlib.Path)
-    options = parser.parse_args(arguments)
-    found = run(options)
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/m3net_world"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("options", nargs="*", help="overrides for every run, e.g. trainer.max_steps=200")
+    arguments = parser.parse_args()
+    found: dict[int, dict[str, Figures]] = {}
+    for seed in arguments.seeds:
+        found[seed] = one_seed(arguments.out, seed, arguments.options, arguments.split)
+        print(table(found), flush=True)
 
 
 if __name__ == "__main__":

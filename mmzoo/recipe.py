@@ -24,8 +24,7 @@ from mmzoo.learners.optim import moment_options
 from mmzoo.learners.tasks import Task, TaskConfig, faults_of, modalities_of, with_heads
 from mmzoo.learners.teaching import open_classroom
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
-from mmzoo.models.finetune.graft import donors, graft
-from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.models.base import TaskModel, owner_of
 
 
 class Resume(str, Enum):
@@ -45,8 +44,8 @@ class RecipeConfig(schema.Config):
     """names the run folder"""
     seed: int = 0
     """of weights, data order, augmentation and everything random"""
-    model: MultimodalModel.Config = field(default_factory=MultimodalModel.Config)
-    """adapters and trunk; heads come from the tasks"""
+    model: Any = schema.one("architectures", "multimodal")
+    """the model; heads come from the tasks"""
     data: Any = schema.one("datamodules")
     """where samples come from"""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
@@ -85,7 +84,7 @@ class Built:
     """What a recipe builds, and the options with everything left open filled in."""
 
     config: RecipeConfig
-    model: MultimodalModel
+    model: TaskModel
     datamodule: DataModule
     learner: MultitaskLearner
     trainer: pl.Trainer
@@ -177,30 +176,25 @@ def build(
     info = datamodule.info()
     _check(config.tasks, options, used, info)
     classroom.learn_classes(info.labels)
-    options = classroom.fitted(MultimodalModel.resolve(options, info))
-    model = MultimodalModel(options if fetch else MultimodalModel.bare(options))
+    owner = owner_of(options)
+    options = classroom.fitted(owner.resolve(options, info))
+    model = owner(options if fetch else owner.bare(options))
     learner: MultitaskLearner = config.learner.build(model, config.tasks, info, seed=config.seed)
     learner.log_every_steps, learner.classroom = config.trainer.log_every_steps, classroom
     if config.init_from:
         zoo.start_from(model, config.init_from, fresh=config.init_fresh, allow_partial=config.allow_partial)
     if fetch:
-        graft(model.trunk, donors(options.modalities))
-    _prepare_trunk(model, config.trainer)
+        model.start()
+    model.speed_up(checkpointing=config.trainer.checkpointing.value, compiled=config.trainer.compile)
     trainer = build_trainer(config.trainer, run_dir, callbacks, loggers)
     config = dataclasses.replace(config, model=options)
     learner.meta = {**zoo.describe(model, info, config.to_dict()), "teachers": classroom.describe()}
     return Built(config, model, datamodule, learner, trainer, info)
 
 
-def _prepare_trunk(model: MultimodalModel, config: TrainerConfig) -> None:
-    model.trunk.set_checkpointing(config.checkpointing.value)
-    if config.compile:
-        model.trunk.compile_blocks()
-
-
 def _check(
     tasks: Mapping[str, TaskConfig],
-    options: MultimodalModel.Config,
+    options: Any,
     used: tuple[str, ...],
     info: DataInfo,
 ) -> None:

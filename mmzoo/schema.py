@@ -88,6 +88,15 @@ def parse(cls: type[Config], node: Mapping[str, Any], where: str = "") -> Any:
     return made
 
 
+def parse_choice(table: str, node: Any, where: str, default: str | None = None) -> Any:
+    """Turn a plain tree into the Config of the row of `table` that its `type` names, else of `default`."""
+    faults: list[str] = []
+    made = _parse_choice(table, node, where, faults, default)
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    return made
+
+
 def check_path(cls: type[Config], node: Any, keys: list[str]) -> None:
     """Raise ConfigError, with close matches, where the dotted path `keys` names nothing in the tree of `cls`.
 

@@ -30,7 +30,7 @@ from mmzoo.datamodules.faults import Fault, FaultLog
 from mmzoo.datamodules.loader import SampleSource
 from mmzoo.errors import ConfigError, DataError, ShapeError, close_matches
 from mmzoo.learners.progress import PLAIN_EVERY_S
-from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.models.base import TaskModel
 from mmzoo.run_folder import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -71,9 +71,9 @@ def embed(source: str, data: str, overrides: Sequence[str], options: Options) ->
     _check_writable(out)
     model, saved = zoo.load_with_config(source)
     model = model.to(_device(options.device))
-    task = options.head or model.embedding_task()
-    if task not in model.heads:
-        raise ConfigError.at("--head", repr(task), "a head of the model", close_matches(task, model.heads))
+    task = options.head if options.head and model.embeds else model.embedding_task()
+    if task not in model.passes:
+        raise ConfigError.at("--head", repr(task), "a head of the model", close_matches(task, model.passes))
     parts = open_data(data, model, saved, overrides)
     total = sum(len(part) for part in parts)
     job = {
@@ -103,7 +103,7 @@ def embed(source: str, data: str, overrides: Sequence[str], options: Options) ->
 
 
 def open_data(
-    data: str, model: MultimodalModel, saved: dict[str, Any], overrides: Sequence[str]
+    data: str, model: TaskModel, saved: dict[str, Any], overrides: Sequence[str]
 ) -> list[SampleSource]:
     """Return the samples that `data` means: a split, a data config, a path to files or to a manifest."""
     tree: dict[str, Any] = dict(saved.get("recipe") or NO_RECIPE)
@@ -137,9 +137,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"type": "folder", "root": str(path), "pattern": ".", "targets": [], **whole}
 
 
-def _work(
-    model: MultimodalModel, task: str, parts: Sequence[SampleSource], folder: Path, options: Options
-) -> None:
+def _work(model: TaskModel, task: str, parts: Sequence[SampleSource], folder: Path, options: Options) -> None:
     """Embed every shard that is not there yet."""
     places = [(part, i) for part in parts for i in range(len(part))]
     shards = [places[i : i + options.shard_size] for i in range(0, len(places), options.shard_size)]
@@ -171,7 +169,7 @@ def _samples(shard: Sequence[tuple[SampleSource, int]], faults: FaultLog, total:
 
 
 @torch.no_grad()
-def _rows(model: MultimodalModel, task: str, samples: Sequence[Sample], batch_size: int) -> Rows:
+def _rows(model: TaskModel, task: str, samples: Sequence[Sample], batch_size: int) -> Rows:
     ids: list[str] = []
     modality: list[str] = []
     vectors: list[np.ndarray] = []
@@ -262,7 +260,7 @@ def _device(name: str) -> torch.device:
         ) from error
 
 
-def _fingerprint(model: MultimodalModel) -> str:
+def _fingerprint(model: TaskModel) -> str:
     """Return a short mark of the weights, for checkpoints, which carry no hash."""
     import hashlib
 

@@ -19,6 +19,7 @@ from mmzoo.batch import Batch, DataInfo
 from mmzoo.cli.catalog import FIGURES
 from mmzoo.configs import PACKAGE
 from mmzoo.learners.meter import total_flops
+from mmzoo.models.base import TaskModel, owner_of
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.trunk.moe import MoeFeedForward
 
@@ -33,15 +34,30 @@ def shipped() -> list[str]:
 
 
 def count(name: str) -> dict[str, Any]:
-    """Return modalities, parameters by part and FLOPs by modality of a preset."""
-    options = MultimodalModel.resolve(zoo.preset(name), DataInfo(subjects=SUBJECTS))
-    with torch.device("cpu" if isinstance(options.trunk.ffn, MoeFeedForward.Config) else "meta"):
-        model = MultimodalModel(options).eval()
+    """Return modalities, parameters by part and FLOPs of a preset: by modality, or by part where a model has
+    a body of its own."""
+    options = zoo.preset(name)
+    owner = owner_of(options)
+    options = owner.resolve(options, DataInfo(subjects=SUBJECTS))
+    with torch.device("cpu" if _is_routed(options) else "meta"):
+        model = owner(options).eval()
+    flops = {m: _flops(model, m) for m in model.modalities} if isinstance(model, MultimodalModel) else None
     return {
         "modalities": list(model.modalities),
         "params": model.num_params(),
-        "flops": {m: _flops(model, m) for m in model.modalities},
+        "flops": _whole(model) if flops is None else flops,
     }
+
+
+def _is_routed(options: Any) -> bool:
+    trunk = getattr(options, "trunk", None)
+    return trunk is not None and isinstance(trunk.ffn, MoeFeedForward.Config)
+
+
+def _whole(model: TaskModel) -> dict[str, int]:
+    """Count one sample's forward pass by part, in all."""
+    batch = model.fake_batch(0).to(model.device)
+    return {"total": total_flops(model, lambda: model(batch))}
 
 
 def _flops(model: MultimodalModel, modality: str) -> int:

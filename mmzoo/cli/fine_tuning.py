@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmzoo.learners.optim import OptimConfig, parameter_groups
+from mmzoo.models.base import TaskModel
 from mmzoo.models.finetune.freeze import learning
 from mmzoo.models.finetune.graft import donors
 from mmzoo.models.finetune.lora import is_factor, lora_layers
 from mmzoo.models.finetune.parts import summarise
-from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.recipe import Built
 
 SHOWN = 6
@@ -23,7 +23,7 @@ def facts(built: Built) -> dict[str, Any]:
     learner = built.learner.config
     found = {
         "init_from": config.init_from,
-        "trunk_from": config.model.trunk.init_from,
+        "trunk_from": getattr(getattr(config.model, "trunk", None), "init_from", ""),
         "ffn_from": donors(config.model.modalities),
         "frozen": frozen(model),
         "lora": _lora(model),
@@ -52,13 +52,13 @@ def lines(built: Built) -> dict[str, str]:
     return {name: text for name, text in said.items() if text}
 
 
-def frozen(model: MultimodalModel) -> list[str]:
+def frozen(model: TaskModel) -> list[str]:
     """Name the parts that do not learn."""
     able = set(learning(model))
     return summarise(model, [name for name, _ in model.named_parameters() if name not in able])
 
 
-def learning_rates(model: MultimodalModel, optim: OptimConfig) -> list[dict[str, Any]]:
+def learning_rates(model: TaskModel, optim: OptimConfig) -> list[dict[str, Any]]:
     """Return the peak rate of each group of parameters, where they are not all the same."""
     groups = parameter_groups(model, optim)
     rates: dict[float, list[str]] = {}
@@ -72,7 +72,7 @@ def learning_rates(model: MultimodalModel, optim: OptimConfig) -> list[dict[str,
     ]
 
 
-def _lora(model: MultimodalModel) -> Mapping[str, Any]:
+def _lora(model: TaskModel) -> Mapping[str, Any]:
     options = model.config.lora
     if not options.rank:
         return {}

@@ -39,6 +39,8 @@ class Pool:
 def draw(built: Built, split: str, path: Path) -> bool:
     """Draw the picture to `path`; False where the model embeds fewer than two senses."""
     model = built.model
+    if not isinstance(model, MultimodalModel):
+        return False
     try:
         task = model.embedding_task()
     except ConfigError:  # a model without embeddings has no such picture

@@ -11,6 +11,7 @@ from mmzoo.cli import console
 from mmzoo.heads.masked import MaskedHead
 from mmzoo.models.denoising import DenoisingHead
 from mmzoo.models.masked import draw_students, mask_generator, still_passes
+from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.recipe import Built
 from mmzoo.registry import name_of
 
@@ -20,6 +21,8 @@ JOINT = "+"
 def facts(built: Built, batch: Batch) -> list[dict[str, Any]]:
     """Return one entry for each pass of a step that hides tokens; empty where none does."""
     model = built.model
+    if not isinstance(model, MultimodalModel):
+        return []
     heads = {t: h for t in built.learner.reading if isinstance(h := model.heads[t], MaskedHead)}
     if not heads:
         return []

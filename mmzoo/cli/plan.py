@@ -15,7 +15,7 @@ from mmzoo.batch import Batch
 from mmzoo.cli import console, fine_tuning, pass_plan, teaching
 from mmzoo.learners.meter import gemm_peak, step_cost
 from mmzoo.learners.optim import lr_factor
-from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.models.base import TaskModel
 from mmzoo.recipe import Built, RecipeConfig
 
 ASSUMED_MFU = 0.5
@@ -52,7 +52,7 @@ def run(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json: b
     return 0
 
 
-def parameters(model: MultimodalModel) -> dict[str, dict[str, int]]:
+def parameters(model: TaskModel) -> dict[str, dict[str, int]]:
     """Count trainable and frozen parameters by part."""
     every, trainable = model.num_params(), model.num_params(trainable_only=True)
     return {k: {"trainable": trainable[k], "frozen": every[k] - trainable[k]} for k in every}

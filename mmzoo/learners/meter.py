@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mmzoo.batch import Batch, TokenSequence
-from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.batch import Batch
+from mmzoo.models.base import TaskModel
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +41,15 @@ class Meter(pl.Callback):
         """Measure the peak and begin to count tokens."""
         self.peak, self._learner = gemm_peak(pl_module.device, _dtype(trainer.precision)), pl_module
         model = pl_module.model
-        if isinstance(model, MultimodalModel):
-            self._hook = model.trunk.register_forward_hook(self._count_tokens)
+        if isinstance(model, TaskModel):
+            self._hook = model.watch_tokens(self._count_tokens)
         self._since = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Count the FLOPs of the first batch."""
-        if self.flops_per_token or not isinstance(pl_module.model, MultimodalModel):
+        if self.flops_per_token or not isinstance(pl_module.model, TaskModel):
             return
         with trainer.precision_plugin.forward_context():
             flops, tokens = step_cost(pl_module.model, batch, getattr(pl_module, "reading", None))
@@ -87,58 +87,55 @@ class Meter(pl.Callback):
         self.samples, self.tokens, self.seconds, self._since = 0, 0, 0.0, time.perf_counter()
         return rates
 
-    def _count_tokens(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if module.training and not getattr(self._learner, "looks_back", False):
-            self.tokens += count_tokens(output.groups)
+    def _count_tokens(self, tokens: int) -> None:
+        learner = self._learner
+        if learner is not None and learner.model.training and not getattr(learner, "looks_back", False):
+            self.tokens += tokens
 
 
-def count_tokens(groups: list[list[TokenSequence]]) -> int:
-    """Return the number of real tokens."""
-    return sum(int(sequence.valid.sum()) for group in groups for sequence in group)
-
-
-def step_cost(model: MultimodalModel, batch: Batch, tasks: list[str] | None = None) -> tuple[float, int]:
+def step_cost(model: TaskModel, batch: Batch, tasks: list[str] | None = None) -> tuple[float, int]:
     """Return the FLOPs of a training step on this batch and the number of its real tokens.
 
     Runs one forward pass without gradients, in evaluation mode, so that no random number is drawn.
     """
     tokens = 0
 
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+    def count(number: int) -> None:
         nonlocal tokens
-        tokens += count_tokens(output.groups)
+        tokens += number
 
-    hook, training = model.trunk.register_forward_hook(count), model.training
+    hook, training = model.watch_tokens(count), model.training
     model.eval()
     try:
         parts = forward_flops(model, lambda: model(batch, tasks))
     finally:
         hook.remove()
         model.train(training)
-    adapters_learn = any(p.requires_grad for p in model.adapters.parameters())
-    trunk_learns = any(p.requires_grad for p in model.trunk.parameters())
-    before = adapters_learn or trunk_learns
-    upstream = {"adapters": False, "trunk": adapters_learn, "decoder": before, "heads": before}
-    total = 0.0
-    for name, flops in parts.items():
-        kind = name.partition(".")[0]
-        learns = any(p.requires_grad for p in model.get_submodule(name).parameters())
-        total += flops * (1 + int(upstream.get(kind, False) or (kind == "trunk" and learns)) + int(learns))
+    total, before = 0.0, False
+    for stage in model.stages():
+        learns = {name: _learns(model.get_submodule(name)) for name in stage.parts}
+        for name, learning in learns.items():
+            upstream = before or (stage.chain and learning)
+            total += parts[name] * (1 + int(upstream) + int(learning))
+        before = before or any(learns.values())
     return total, tokens
 
 
-def forward_flops(model: MultimodalModel, run: Callable[[], Any]) -> dict[str, int]:
+def _learns(part: nn.Module) -> bool:
+    return any(p.requires_grad for p in part.parameters())
+
+
+def forward_flops(model: TaskModel, run: Callable[[], Any]) -> dict[str, int]:
     """Return the FLOPs of a call of the model by part: `adapters.image`, `trunk`, `decoder`, `heads.x`."""
     prefix = f"{type(model).__name__}."
     counts = {
         k.removeprefix(prefix): sum(v.values()) for k, v in _counted(model, run).get_flop_counts().items()
     }
-    middle = ["trunk"] if model.decoder is None else ["trunk", "decoder"]
-    names = [f"adapters.{m}" for m in model.adapters] + middle + [f"heads.{t}" for t in model.heads]
+    names = [name for stage in model.stages() for name in stage.parts]
     return {name: int(counts.get(name, 0)) for name in names}
 
 
-def total_flops(model: MultimodalModel, run: Callable[[], Any]) -> int:
+def total_flops(model: TaskModel, run: Callable[[], Any]) -> int:
     """Return the FLOPs of whatever `run` does with the model."""
     return int(_counted(model, run).get_total_flops())
 
@@ -154,7 +151,7 @@ def _counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, depth=3, custom_mapping=_mapping())
 
 
-def _counted(model: MultimodalModel, run: Callable[[], Any]) -> FlopCounterMode:
+def _counted(model: TaskModel, run: Callable[[], Any]) -> FlopCounterMode:
     counter = _counter()
     learning = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(requires_grad=False)  # the counter trips over views of learned tables otherwise

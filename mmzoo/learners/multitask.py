@@ -1,4 +1,4 @@
-"""The LightningModule that trains a MultimodalModel on weighted tasks."""
+"""The LightningModule that trains a model on weighted tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmzoo.learners.routing import step_figures
 from mmzoo.learners.tasks import Task, TaskConfig, heads_of, passes_of
 from mmzoo.learners.tracker import Tracker
 from mmzoo.learners.unfreeze import UnfreezeConfig, Unfreezing
-from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.models.base import TaskModel
 from mmzoo.models.teachers.classroom import Classroom
 from mmzoo.state import Sum
 from mmzoo.trunk.base import MixerContext
@@ -70,7 +70,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
     def __init__(
         self,
         config: Config,
-        model: MultimodalModel,
+        model: TaskModel,
         tasks: Mapping[str, TaskConfig],
         info: DataInfo,
         *,

@@ -11,11 +11,12 @@ from torch import Tensor
 from mmzoo.batch import Batch, DataInfo, ModalityInput
 from mmzoo.errors import ConfigError
 from mmzoo.learners.tasks import Task
+from mmzoo.models.base import TaskModel
 from mmzoo.models.multimodal import MultimodalModel
 
 
 def class_vectors(
-    model: MultimodalModel, tasks: Mapping[str, Task], info: DataInfo
+    model: TaskModel, tasks: Mapping[str, Task], info: DataInfo
 ) -> dict[str, dict[str, Tensor]]:
     """Return task -> target -> embeddings (classes, prompts, e) for every metric that compares with class
     names."""
@@ -41,13 +42,9 @@ def _wanted(task: Task) -> Iterator[tuple[str, Sequence[str]]]:
 
 
 @torch.no_grad()
-def embed_prompts(
-    model: MultimodalModel, task: str, classes: Sequence[str], templates: Sequence[str]
-) -> Tensor:
+def embed_prompts(model: TaskModel, task: str, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Return unit vectors (classes, prompts, e) of every template filled with every class name."""
-    modality = next(
-        (m for m in model.passes[task] if m in model.adapters and model.adapter(m).kind == "text"), None
-    )
+    modality = _text_of(model, task)
     if modality is None:
         expected = "a head that reads a text modality"
         raise ConfigError.at(
@@ -62,3 +59,11 @@ def embed_prompts(
         batch = Batch(tuple(str(i) for i in range(len(items))), {modality: rows}).to(model.device)
         vectors.append(model(batch, [task]).predictions[task][modality].values.float().cpu())
     return torch.cat(vectors).reshape(len(classes), len(templates), -1)
+
+
+def _text_of(model: TaskModel, task: str) -> str | None:
+    """Name the text modality that a task reads by itself, if there is one."""
+    if not isinstance(model, MultimodalModel):
+        return None
+    alone = [m for m in model.passes[task] if m in model.adapters]
+    return next((m for m in alone if model.adapter(m).kind == "text"), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +10,19 @@ import numpy as np
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import Batch, DataInfo, DenseKind, ModelOutput, NumericKind, Prediction, PredictionKind
+from mmzoo.batch import (
+    Batch,
+    DataInfo,
+    DenseKind,
+    ModelOutput,
+    NumericKind,
+    Prediction,
+    PredictionKind,
+    SceneKind,
+)
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.metrics.base import Metric, MetricContext
-from mmzoo.models.multimodal import JOINT, HeadSpec, MultimodalModel
+from mmzoo.models.base import JOINT, HeadSpec, ModelConfig, Need
 from mmzoo.objectives.base import Objective
 from mmzoo.registry import name_of
 from mmzoo.state import LossState
@@ -122,16 +130,13 @@ class Task:
         return figures, matrices
 
 
-def with_heads(config: MultimodalModel.Config, tasks: Mapping[str, TaskConfig]) -> MultimodalModel.Config:
+def with_heads(config: ModelConfig, tasks: Mapping[str, TaskConfig]) -> Any:
     """Return the model's options with exactly the heads that the tasks need."""
-    heads: dict[str, HeadSpec] = {}
-    for name, task in with_own_heads(tasks).items():
-        passes = task.resolve_passes(tuple(config.modalities))
-        if task.head is not None:
-            heads[name] = HeadSpec(head=task.head, passes=passes, target=task.target)
-        elif name in config.heads:
-            heads[name] = dataclasses.replace(config.heads[name], passes=passes, target=task.target)
-    return dataclasses.replace(config, heads=heads)
+    needs = {
+        name: Need(task.head, tuple(task.resolve_passes(config.default_passes)), task.target)
+        for name, task in with_own_heads(tasks).items()
+    }
+    return config.for_tasks(needs)
 
 
 def with_own_heads(tasks: Mapping[str, TaskConfig]) -> dict[str, TaskConfig]:
@@ -226,9 +231,11 @@ def _numeric_faults(where: str, reads: PredictionKind | None, target: str, info:
 
 
 def _dense_faults(where: str, options: Any, target: str, info: DataInfo) -> list[str]:
-    """Return a line where a component that reads dense labels of one kind is given those of another."""
-    kind, given = getattr(type(options).owner, "kind", None), info.dense.get(target)
-    if not isinstance(kind, DenseKind) or target not in info.labels or kind is given:
+    """Return a line where a component that reads dense labels, or those of a scene, of one kind is given
+    another."""
+    kind = getattr(type(options).owner, "kind", None)
+    given = info.scene.get(target) or info.dense.get(target)
+    if not isinstance(kind, DenseKind | SceneKind) or target not in info.labels or kind is given:
         return []
     found = f"reads {kind.value}"
     expected = f"{given.value if given else 'no dense label'}, which {target} is"

@@ -8,7 +8,7 @@ from typing import Any
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.heads.base import PairHead
 from mmzoo.learners.tasks import TaskConfig
-from mmzoo.models.multimodal import JOINT, HeadSpec, MultimodalModel
+from mmzoo.models.base import JOINT, HeadSpec
 from mmzoo.models.teachers.base import Load
 from mmzoo.models.teachers.classroom import Classroom, Wish
 from mmzoo.objectives.base import Objective
@@ -17,7 +17,7 @@ from mmzoo.objectives.base import Objective
 def open_classroom(
     teachers: Mapping[str, Any],
     tasks: Mapping[str, TaskConfig],
-    options: MultimodalModel.Config,
+    options: Any,
     load: Load,
 ) -> Classroom:
     """Build the teachers that tasks ask; `options` are the student's, heads included."""
@@ -70,7 +70,7 @@ def _faults(
     return []
 
 
-def _unknown_inputs(wish: Wish, options: MultimodalModel.Config) -> list[str]:
+def _unknown_inputs(wish: Wish, options: Any) -> list[str]:
     """Return a line for each input of a lesson that the student's model does not have."""
     return [
         str(ConfigError.at(f"tasks.{wish.task}.objective.taught_by", repr(m), "an input of the model", do))

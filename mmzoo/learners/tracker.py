@@ -17,7 +17,7 @@ from mmzoo.learners.prompts import class_vectors
 from mmzoo.learners.routing import RoutingTracker
 from mmzoo.learners.tasks import Task, heads_of, passes_of
 from mmzoo.metrics.delta import delta_m
-from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.models.base import TaskModel
 from mmzoo.state import LossState, Sum
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Tracker:
         self.routing = RoutingTracker()
 
     @torch.no_grad()
-    def update(self, model: MultimodalModel, batch: Batch) -> None:
+    def update(self, model: TaskModel, batch: Batch) -> None:
         """Run the model on a batch and merge its losses and metric states.
 
         The loss of a task with a teacher is left out where nobody taught the batch, as in `mmzoo eval`.
@@ -74,7 +74,7 @@ class Tracker:
         self.reset()
 
     @torch.no_grad()
-    def compute(self, model: MultimodalModel) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def compute(self, model: TaskModel) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Return all figures (`loss`, `task/loss`, `task/loss/part`, `task/metric`) and matrices.
 
         `passes` then names, for each task, the passes that had samples, in the order of the matrices.

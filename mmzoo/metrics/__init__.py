@@ -29,5 +29,10 @@ TABLE = {
     ),
     "normals_error": Row("mmzoo.metrics.dense:NormalsError", "mean angle of surface normals"),
     "saliency": Row("mmzoo.metrics.dense:Saliency", "saliency by the three protocols in print, each named"),
+    "nuscenes_boxes": Row(
+        "mmzoo.metrics.boxes_3d:NuScenesBoxes", "AP by distance and NDS without attributes (nuScenes)"
+    ),
+    "map_iou": Row("mmzoo.metrics.scene:MapIou", "IoU of the ground's classes, best over thresholds"),
+    "occupancy_iou": Row("mmzoo.metrics.scene:OccupancyIou", "IoU of voxels' classes, and of occupied"),
     "boundary": Row("mmzoo.metrics.boundary:Boundary", "odsF and oisF of boundaries, thinned and matched"),
 }

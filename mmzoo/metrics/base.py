@@ -14,7 +14,7 @@ from mmzoo.batch import Batch, DataInfo, Prediction, PredictionKind
 
 LOWER_IS_BETTER = frozenset(
     ("loss", "MedR", "rmse_m", "log_rmse", "abs_rel", "sq_rel_m", "mErr_deg", "rmse_deg", "MAE", "RMSE")
-)
+) | {"ATE_m", "ASE", "AOE_rad", "AVE_m_s"}
 """Last parts of the names of figures of which less is better."""
 NOT_SHARES = LOWER_IS_BETTER | {"delta_m", "R2"}
 """Figures that are no shares of one, and are shown as they are."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,9 @@ class TaskModel(nn.Module, schema.Configurable, ABC):
 
     config: Any
     passes: Mapping[str, tuple[str, ...]]
-    task_parts: tuple[str, ...] = ("heads.",)
+    embeds: ClassVar[bool] = False
+    """Whether heads of it can give embeddings."""
+    task_parts: ClassVar[tuple[str, ...]] = ("heads.",)
     """Beginnings of the names of tensors that belong to a task: they may start anew, or go, with its head."""
 
     @abstractmethod
@@ -190,3 +192,12 @@ def check_tasks(tasks: Iterable[str], known: Iterable[str]) -> None:
         if task not in names:
             do = close_matches(task, names)
             raise ConfigError.at("model", f"no head {task!r}", "one that the model was built with", do)
+
+
+def owner_of(options: Any) -> type[TaskModel]:
+    """Return the class of models that options belong to."""
+    owner = type(options).owner
+    if owner is None or not issubclass(owner, TaskModel):
+        do = "Mend the architectures table."
+        raise ConfigError.at("model", type(options).__qualname__, "options of a model", do)
+    return owner

@@ -71,6 +71,7 @@ class MultimodalModel(TaskModel):
     of) it.
     """
 
+    embeds = True
     task_parts = ("heads.", "decoder.", "views.")
 
     @dataclass(kw_only=True)

@@ -51,4 +51,11 @@ TABLE = {
         "mmzoo.objectives.dense:BalancedEdge", "binary cross-entropy of boundary pixels, weighted"
     ),
     "depth_l1": Row("mmzoo.objectives.dense:DepthL1", "absolute error of depth"),
+    "m3net_boxes": Row(
+        "mmzoo.models.m3net.objectives:BoxObjective", "matched boxes and the heat map of centres (M3Net)"
+    ),
+    "m3net_map": Row("mmzoo.models.m3net.objectives:MapObjective", "focal loss of the ground's map (M3Net)"),
+    "m3net_occupancy": Row(
+        "mmzoo.models.m3net.objectives:OccupancyObjective", "cross-entropy, affinities and Lovasz of voxels"
+    ),
 }

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from mmzoo import __version__, compose, configs, schema
+from mmzoo import __version__, compose, configs, registry, schema
 from mmzoo.batch import DataInfo
 from mmzoo.checkpoints import cards, files
 from mmzoo.checkpoints.loading import InMemory, LoadReport, load_weights, require_whole
 from mmzoo.errors import CheckpointError
+from mmzoo.models.base import TaskModel, owner_of
 from mmzoo.models.finetune.lora import LoraConfig, merged_state, write_adapter
 from mmzoo.models.finetune.parts import select
 from mmzoo.models.finetune.prepare import plain
@@ -37,7 +38,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 def create_model(
     name: str, *, pretrained: bool | str | None = None, info: DataInfo | None = None
-) -> MultimodalModel:
+) -> TaskModel:
     """Build a model in evaluation mode: a preset, a checkpoint `arch.tag`, or one from `hf://org/repo`.
 
     `pretrained=None` takes weights that are here, shipped or fetched before, and random ones (said in the
@@ -56,29 +57,37 @@ def create_model(
         return load(card.name)
     if pretrained is None:
         log.warning("model %s: no weights of it are here, so these are random", name)
-    return MultimodalModel(MultimodalModel.resolve(preset(name), info or DataInfo())).eval()
+    options = preset(name)
+    owner = owner_of(options)
+    return owner(owner.resolve(options, info or DataInfo())).eval()
 
 
-def preset(name: str) -> MultimodalModel.Config:
+def preset(name: str) -> Any:
     """Return the options of a model preset."""
     tree = OmegaConf.to_container(compose.read(configs.find("model", name), "model"), resolve=True)
-    return schema.parse(MultimodalModel.Config, tree if isinstance(tree, dict) else {}, f"model {name}")  # pyright: ignore[reportArgumentType] keys are text
+    return model_options(tree, f"model {name}")
 
 
-def load(source: str | Path) -> MultimodalModel:
+def model_options(tree: Any, where: str = "model") -> Any:
+    """Return the options of a model from a plain tree; one without `type` is a MultimodalModel's."""
+    return schema.parse_choice("architectures", tree, where, "multimodal")
+
+
+def load(source: str | Path) -> TaskModel:
     """Load a model in evaluation mode from a run, an export folder, a .ckpt file, a checkpoint's name or
     `hf://org/repo`."""
     return load_with_config(source)[0]
 
 
-def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any]]:
+def load_with_config(source: str | Path) -> tuple[TaskModel, dict[str, Any]]:
     """Like `load`, with the config saved beside the weights (model, recipe, labels, subjects, versions)."""
     path = fetch.local(source)
     if path.is_file() and path.suffix != OWN:
         return _load_onepeace(path)
     config, state = read_source(source)
-    options = schema.parse(MultimodalModel.Config, config["model"], "model")
-    model = MultimodalModel(MultimodalModel.bare(options))
+    options = model_options(config["model"])
+    owner = owner_of(options)
+    model = owner(owner.bare(options))
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         names = ", ".join([*missing, *unexpected][:4])
@@ -89,7 +98,7 @@ def load_with_config(source: str | Path) -> tuple[MultimodalModel, dict[str, Any
     return model.eval(), config
 
 
-def _load_onepeace(path: Path) -> tuple[MultimodalModel, dict[str, Any]]:
+def _load_onepeace(path: Path) -> tuple[TaskModel, dict[str, Any]]:
     """Build the model that another program's file holds, tensor by tensor."""
     foreign = open_onepeace(path)
     model = MultimodalModel(foreign.options())
@@ -148,11 +157,11 @@ def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
     return training_only.without(checkpoint["mmzoo"], state)
 
 
-def describe(model: MultimodalModel, info: DataInfo, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe(model: TaskModel, info: DataInfo, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return what is saved beside the weights: everything needed to build, feed and read the model again."""
-    options = model.config.to_dict()
+    options = {"type": registry.name_of("architectures", type(model)), **model.config.to_dict()}
     return {
-        "architecture": "MultimodalModel",
+        "architecture": type(model).__name__,
         "mmzoo_version": __version__,
         "modalities": list(model.modalities),
         "model": options,
@@ -164,7 +173,7 @@ def describe(model: MultimodalModel, info: DataInfo, recipe: dict[str, Any] | No
     }
 
 
-def export(model: MultimodalModel, folder: str | Path, config: dict[str, Any]) -> Path:
+def export(model: TaskModel, folder: str | Path, config: dict[str, Any]) -> Path:
     """Write `model.safetensors` and `config.json`: a plain model, whatever fine-tuning made of it.
 
     LoRA factors are folded into the weights; they are also written to `adapter/` in PEFT's format. Heads that
@@ -178,7 +187,7 @@ def export(model: MultimodalModel, folder: str | Path, config: dict[str, Any]) -
 
 
 def start_from(
-    model: MultimodalModel,
+    model: TaskModel,
     source: str | Path,
     *,
     fresh: Sequence[str] = (),

@@ -7,6 +7,7 @@ ones where there are more than `MOST`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from mmzoo.batch import Batch
 from mmzoo.checkpoints.disk import write_atomic
 from mmzoo.errors import CheckpointError
-from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.models.base import TaskModel
 
 FILE = "golden.json"
 MOST = 256
@@ -36,17 +37,13 @@ class Golden:
     outputs: Mapping[str, list[float]]
 
 
-def fixed_input(model: MultimodalModel, seed: int) -> Batch:
+def fixed_input(model: TaskModel, seed: int) -> Batch:
     """Return one sample that has every modality, drawn from the seed."""
-    rows = {
-        name: model.adapter(name).fake_input(config, 1, torch.Generator().manual_seed(seed + at))
-        for at, (name, config) in enumerate(model.config.modalities.items())
-    }
-    return Batch(("golden",), rows)
+    return dataclasses.replace(model.fake_batch(seed), ids=("golden",))
 
 
 @torch.no_grad()
-def outputs(model: MultimodalModel, seed: int = 0) -> dict[str, Float[Tensor, " n"]]:
+def outputs(model: TaskModel, seed: int = 0) -> dict[str, Float[Tensor, " n"]]:
     """Run the model on the fixed input; return at most `MOST` numbers of each output."""
     model = model.eval()
     made = model(fixed_input(model, seed).to(model.device)).predictions
@@ -57,7 +54,7 @@ def outputs(model: MultimodalModel, seed: int = 0) -> dict[str, Float[Tensor, " 
     }
 
 
-def write(model: MultimodalModel, folder: Path, seed: int = 0) -> Path:
+def write(model: TaskModel, folder: Path, seed: int = 0) -> Path:
     """Keep what the model makes of the fixed input in `folder`."""
     found = outputs(model, seed).items()
     numbers = {name: [float(f"{v:.7g}") for v in values.tolist()] for name, values in found}
@@ -80,7 +77,7 @@ def read(folder: Path) -> Golden | None:
         raise CheckpointError.at(str(path), f"unreadable ({error})", "golden outputs", do) from error
 
 
-def errors(model: MultimodalModel, golden: Golden) -> dict[str, float]:
+def errors(model: TaskModel, golden: Golden) -> dict[str, float]:
     """Return the largest difference of each output, over its largest number where that is above 1."""
     found = outputs(model, golden.seed)
     if found.keys() != golden.outputs.keys():

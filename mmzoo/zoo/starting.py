@@ -9,16 +9,15 @@ from torch import Tensor
 
 from mmzoo.checkpoints.loading import LoadReport, Weights, load_weights, require_whole
 from mmzoo.errors import CheckpointError
+from mmzoo.models.base import TaskModel
 from mmzoo.models.finetune.lora import is_factor
 from mmzoo.models.multimodal import MultimodalModel
 
 log = logging.getLogger(__name__)
-TASK_PARTS = ("heads.", "decoder.", "views.")
-"""What belongs to a task rather than to the model: it may start anew, and what another task had may go."""
 
 
 def start(
-    model: MultimodalModel,
+    model: TaskModel,
     weights: Weights,
     where: str,
     *,
@@ -40,7 +39,7 @@ def start(
     for line in report.lines():
         log.info("init_from: %s", line)
     if not allow_partial:
-        require_whole(_surprises(model, report, frozenset(anew)), where, optional=TASK_PARTS)
+        require_whole(_surprises(model, report, frozenset(anew)), where, optional=model.task_parts)
     return report
 
 
@@ -61,10 +60,11 @@ class _Without:
         return self.weights.read(name)
 
 
-def _surprises(model: MultimodalModel, report: LoadReport, anew: frozenset[str]) -> LoadReport:
+def _surprises(model: TaskModel, report: LoadReport, anew: frozenset[str]) -> LoadReport:
     """Return the report without what was to be expected."""
     grafted = [m for m, c in model.config.modalities.items() if getattr(c, "ffn", "new") != "new"]
-    absent = {m for name in report.unexpected if (m := _modality_of(name)) and m not in model.adapters}
+    has = model.adapters if isinstance(model, MultimodalModel) else model.modalities
+    absent = {m for name in report.unexpected if (m := _modality_of(name)) and m not in has}
     missing = [
         name
         for name in report.missing

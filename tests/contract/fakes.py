@@ -33,6 +33,8 @@ CHANNELS = {
     DenseKind.EDGE: 1,
     DenseKind.DEPTH: 1,
 }
+SCENE = frozenset((PredictionKind.BOXES_3D, PredictionKind.GROUND_MAP, PredictionKind.VOXELS))
+"""What is read of scenes around a vehicle: test_scenes has its rows."""
 Form = PredictionKind | DenseKind
 """What a component reads; where that is dense, which kind of label it wants beside it."""
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from contract.fakes import TARGET, Scale, batch, form, lessons, part, predictions
+from contract.fakes import SCENE, TARGET, Scale, batch, form, lessons, part, predictions
 from mmzoo import registry, schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
 from mmzoo.objectives.base import Objective
@@ -13,9 +13,9 @@ from mmzoo.objectives.base import Objective
 ROWS = sorted(
     k
     for k in registry.table("objectives")
-    if registry.find("objectives", k).reads is not PredictionKind.TOKENS
+    if registry.find("objectives", k).reads not in SCENE | {PredictionKind.TOKENS}
 )
-"""Those that read hidden tokens are in test_masked_heads."""
+"""Those that read hidden tokens are in test_masked_heads, those of scenes in test_scenes."""
 IDS = tuple(f"s{i}" for i in range(12))
 
 

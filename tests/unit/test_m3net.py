@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mmzoo import registry
+from mmzoo.batch import IGNORE, Batch, Item, ModalityInput, Target
 from mmzoo.datamodules.world_driving.scene import DRIVABLE, NUM_VOXEL_CLASSES
-from mmzoo.datamodules.world_driving.views import DrivingConfig, frequencies, lidar_channels, scenes
+from mmzoo.datamodules.world_driving.views import DrivingConfig, Scenes, lidar_channels, scenes
 from mmzoo.errors import CheckpointError, ConfigError
 from mmzoo.layers.channel_scaling import Gate, TaskChannelScaling
 from mmzoo.layers.deformable import DeformableAttention
@@ -22,9 +23,9 @@ from mmzoo.models.m3net.geometry import area, clip, corners, iou_3d
 from mmzoo.models.m3net.grid import GridConfig
 from mmzoo.models.m3net.heads import decode_boxes, encode_boxes
 from mmzoo.models.m3net.interop import from_head
-from mmzoo.models.m3net.losses import IGNORED, LossConfig, Truth, losses
-from mmzoo.models.m3net.metrics import BoxScore, MapScore, OccupancyScore, average_precision
-from mmzoo.models.m3net.model import BOXES, MAP, OCCUPANCY, Compat, Fusion, M3Net, M3NetConfig
+from mmzoo.models.m3net.losses import MatchConfig
+from mmzoo.models.m3net.model import M3Net
+from mmzoo.models.m3net.options import BOXES, MAP, OCCUPANCY, Compat, Fusion, M3NetConfig
 
 WORLD = DrivingConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=20.0, levels=3, camera_channels=5)
 GRID = GridConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=20.0)
@@ -36,6 +37,27 @@ def options(**changes: object) -> M3NetConfig:
         "num_heads": 4, "layers": 2, "hidden_dim": 16, "num_boxes": 6, "levels": 3, "grid": GRID,
     }  # fmt: skip
     return M3NetConfig(**{**small, **changes})  # pyright: ignore[reportArgumentType] options by name
+
+
+def batch_of(made: Scenes) -> Batch:
+    """Return simulated scenes as the datamodule would."""
+    size, index = len(made.boxes), torch.arange(len(made.boxes))
+    views = {"camera": made.camera, "lidar": made.lidar, "occupied": made.occupied}
+    inputs = {m: ModalityInput.stack([Item(v) for v in x], index) for m, x in views.items()}
+    boxes = [torch.cat([b, k[:, None].float()], dim=1) for b, k in zip(made.boxes, made.classes, strict=True)]
+    padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
+    targets = {
+        BOXES: Target(padded, index, torch.tensor([len(b) for b in boxes])),
+        MAP: Target(made.map, index),
+        OCCUPANCY: Target(made.occupancy, index),
+    }
+    return Batch(tuple(map(str, range(size))), inputs, targets)
+
+
+def losses(model: M3Net, batch: Batch, tasks: list[str] | None = None) -> dict[str, Tensor]:
+    out = model(batch, tasks)
+    made = {task: registry.find("objectives", f"m3net_{task}").Config().build() for task in out.predictions}
+    return {task: made[task](found, batch, task).mean() for task, found in out.predictions.items()}
 
 
 # ---- operators
@@ -128,10 +150,10 @@ def test_lifting_equals_a_loop(generator: torch.Generator):
 def test_a_batch_gives_what_its_scenes_give_alone():
     torch.manual_seed(0)
     model, batch = M3Net(options()).eval(), scenes(WORLD, 0, range(3))
-    whole = model(batch.camera, batch.lidar)
+    whole = model.predict(batch.camera, batch.lidar)
     assert whole.occupancy is not None
     for i in range(3):
-        alone = model(batch.camera[i : i + 1], batch.lidar[i : i + 1])
+        alone = model.predict(batch.camera[i : i + 1], batch.lidar[i : i + 1])
         torch.testing.assert_close(alone.boxes["boxes"][0], whole.boxes["boxes"][i], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(alone.map["logits"][0], whole.map["logits"][i], rtol=1e-4, atol=1e-4)
         assert alone.occupancy is not None
@@ -142,21 +164,18 @@ def test_a_batch_gives_what_its_scenes_give_alone():
 def test_every_parameter_learns_and_tasks_can_be_left_out(compat: Compat):
     torch.manual_seed(0)
     model, batch = M3Net(options(compat=compat)), scenes(WORLD, 0, range(2))
-    truth = Truth(batch.boxes, batch.classes, batch.map, batch.occupancy)
-    found = losses(model(batch.camera, batch.lidar), truth, GRID, LossConfig(), frequencies(batch.occupancy))
+    found = losses(model, batch_of(batch))
     assert set(found) == {BOXES, MAP, OCCUPANCY}
     torch.stack(list(found.values())).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == (
         ["body.occupancy_head.empty"] if model.body.occupancy_head.empty.grad is None else []
     )
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
-    some = model(batch.camera, batch.lidar, tasks=[MAP])
+    some = model.predict(batch.camera, batch.lidar, tasks=[MAP])
     assert not some.boxes
     assert some.occupancy is None
-    unknown = losses(
-        some, Truth(boxes=batch.boxes, classes=batch.classes), GRID, LossConfig(), torch.ones(17)
-    )
-    assert unknown == {}
+    unlabelled = Batch(("0", "1"), batch_of(batch).inputs)
+    assert [float(loss.detach()) for loss in losses(model, unlabelled).values()] == [0.0, 0.0, 0.0]
 
 
 def test_known_voxels_are_asked_each_by_itself():
@@ -164,7 +183,7 @@ def test_known_voxels_are_asked_each_by_itself():
     model, batch = M3Net(options(tasks=[OCCUPANCY])).eval(), scenes(WORLD, 0, range(2))
     occupied = batch.occupancy[:, :, :, :] > 0
     occupied[:, 0] = False
-    out = model(batch.camera, batch.lidar, occupied)
+    out = model.predict(batch.camera, batch.lidar, occupied)
     owner = out.queries[OCCUPANCY].extra["owner"]
     assert torch.equal(owner >= 0, occupied.flatten(1))
     for row in owner:
@@ -176,13 +195,11 @@ def test_known_voxels_are_asked_each_by_itself():
 def test_it_learns_two_streets():
     torch.manual_seed(0)
     model, batch = M3Net(options(fusion=Fusion.CONV)), scenes(WORLD, 0, range(2))
-    truth = Truth(batch.boxes, batch.classes, batch.map, batch.occupancy)
+    labelled = batch_of(batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     seen: list[dict[str, float]] = []
     for _ in range(25):
-        found = losses(
-            model(batch.camera, batch.lidar), truth, GRID, LossConfig(), frequencies(batch.occupancy)
-        )
+        found = losses(model, labelled)
         optimizer.zero_grad()
         torch.stack(list(found.values())).sum().backward()
         optimizer.step()
@@ -236,7 +253,7 @@ def test_matching_is_the_cheapest_assignment(generator: torch.Generator):
     logits = torch.randn(4, 3, generator=generator)
     boxes = torch.stack([box(x=float(x)) for x in (0, 5, -8, 3)])
     wanted, kinds = torch.stack([box(x=4.6), box(x=-7.0), box(x=0.4)]), torch.tensor([0, 1, 2])
-    flat = LossConfig(cost_class=0.0)
+    flat = MatchConfig(cost_class=0.0)
     rows, columns = m3losses.match(logits, boxes, wanted, kinds, GRID, flat)
     assert dict(zip(columns.tolist(), rows.tolist(), strict=True)) == {0: 1, 1: 2, 2: 0}
 
@@ -247,7 +264,7 @@ def test_focal_losses_against_their_formulas():
     by_hand = (
         -((1 - p[0, 0, 0, 0]) ** 2) * p[0, 0, 0, 0].log() - p[0, 0, 0, 1] ** 2 * (1 - p[0, 0, 0, 1]).log()
     )
-    torch.testing.assert_close(m3losses.map_focal(logits, target), by_hand / 2)
+    torch.testing.assert_close(m3losses.map_focal(logits, target), by_hand[None] / 2)
     soft = torch.tensor([[[[1.0, 0.6]]]])
     by_hand = -((1 - p[0, 0, 0, 0]) ** 2) * p[0, 0, 0, 0].log()
     by_hand = by_hand - p[0, 0, 0, 1] ** 2 * 0.4**4 * (1 - p[0, 0, 0, 1]).log()
@@ -256,7 +273,7 @@ def test_focal_losses_against_their_formulas():
 
 def test_the_heat_maps_peak_is_at_the_boxs_cell_and_its_radius_keeps_the_overlap():
     heat = m3losses.heatmap_target(
-        [box(x=5.0, y=-9.0)[None]], [torch.tensor([2])], torch.zeros(1, 3, 12, 12), GRID
+        [torch.cat([box(x=5.0, y=-9.0), torch.tensor([2.0])])[None]], torch.zeros(1, 3, 12, 12), GRID
     )
     assert [int(i) for i in (heat == 1).nonzero()[0]] == [0, 2, int((-9 + 24) / 4), int((5 + 24) / 4)]
     assert heat[:, :2].abs().sum() == 0
@@ -278,64 +295,20 @@ def test_lovasz_is_the_jaccard_loss_at_the_corners():
     torch.testing.assert_close(m3losses.lovasz(p, labels), expected.mean())
 
 
+def occupancy_loss(logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    return torch.stack(list(m3losses.occupancy_losses(logits, target, counts).values())).sum()
+
+
 def test_occupancy_loss_falls_with_being_right_and_leaves_out_the_unknown():
     target = torch.randint(0, 4, (1, 2, 3, 3), generator=torch.Generator().manual_seed(0))
     right = 8.0 * torch.nn.functional.one_hot(target, 4).movedim(-1, 1).float()
     counts = torch.full((4,), 100.0)
-    good, bad = (m3losses.occupancy_loss(x, target, counts) for x in (right, -right))
+    good, bad = (occupancy_loss(x, target, counts) for x in (right, -right))
     assert float(good) < 0.05 < float(bad)
     hidden, garbage = target.clone(), right.clone()
-    hidden[0, 0, 0, 0] = IGNORED
+    hidden[0, 0, 0, 0] = IGNORE
     garbage[0, :, 0, 0, 0] = 99.0
-    torch.testing.assert_close(
-        m3losses.occupancy_loss(garbage, hidden, counts), m3losses.occupancy_loss(right, hidden, counts)
-    )
-
-
-def test_map_figure_takes_the_best_threshold_of_each_class():
-    probs = torch.tensor([[[[0.9, 0.5, 0.4]], [[0.1, 0.2, 0.62]]]])
-    target = torch.tensor([[[[1.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]]])
-    score = MapScore()
-    score.update(probs, target)
-    assert score.compute() == {"miou": 100.0, "iou/0": 100.0, "iou/1": 100.0}
-    score.update(probs, 1 - target)
-    assert score.compute()["iou/1"] == pytest.approx(100 * 1 / 4)
-
-
-def test_occupancy_figures():
-    score = OccupancyScore(3)
-    score.update(torch.tensor([[[[1, 1, 0, 2]]]]), torch.tensor([[[[1, 2, 0, IGNORED]]]]))
-    assert score.compute() == {"miou": pytest.approx(25.0), "sc_iou": pytest.approx(100.0)}
-
-
-def test_perfect_boxes_score_full_marks_and_errors_are_told():
-    truth = (torch.stack([box(x=5.0 * i) for i in range(6)]), torch.tensor([0, 0, 0, 1, 1, 1]))
-    perfect = BoxScore(3)
-    perfect.update(truth[0], torch.rand(6), truth[1], truth)
-    found = perfect.compute()
-    assert found["map"] == pytest.approx(100)
-    assert found["nds"] == pytest.approx(100)
-    off = BoxScore(3)
-    moved = truth[0].clone()
-    moved[:, 0] += 0.75
-    moved[:, 6] += 0.3
-    off.update(moved, torch.rand(6), truth[1], truth)
-    found = off.compute()
-    assert found["map"] == pytest.approx(75)  # wrong at 0.5 m, right at 1, 2 and 4 m
-    assert found["ate_m"] == pytest.approx(0.75, abs=1e-4)
-    assert found["aoe_rad"] == pytest.approx(0.3, abs=1e-4)
-    assert found["nds"] == pytest.approx(100 * (5 * 0.75 + 0.25 + 1 + 0.7 + 1) / 9, abs=0.01)
-    nothing = BoxScore(3)
-    nothing.update(truth[0][:0], torch.zeros(0), truth[1][:0], truth)
-    assert nothing.compute()["nds"] == 0
-
-
-def test_average_precision_of_a_known_curve():
-    assert average_precision(np.array([True, True]), 2) == pytest.approx(1)
-    assert average_precision(np.array([False, False]), 2) == 0
-    half = average_precision(np.array([True]), 2)  # precision 1 up to recall 0.5
-    assert half == pytest.approx(40 / 90)
-    assert average_precision(np.array([True, False, True]), 2) < 1
+    torch.testing.assert_close(occupancy_loss(garbage, hidden, counts), occupancy_loss(right, hidden, counts))
 
 
 # ---- the world

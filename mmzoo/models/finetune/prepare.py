@@ -42,10 +42,11 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_model(options: dict[str, Any]) -> dict[str, Any]:
-    parts = {
-        "trunk": _without(options.get("trunk", {}), "init_from"),
-        "modalities": {m: _without(c, "ffn") for m, c in options.get("modalities", {}).items()},
-    }
+    parts: dict[str, Any] = {}
+    if "trunk" in options:
+        parts["trunk"] = _without(options["trunk"], "init_from")
+    if "modalities" in options:
+        parts["modalities"] = {m: _without(c, "ffn") for m, c in options["modalities"].items()}
     return {**_without(options, "freeze", "lora"), **parts}
 
 

@@ -9,33 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mmzoo import schema
-from mmzoo.errors import ConfigError
+from mmzoo.modalities.bev import BevGrid
 
 
 @dataclass(kw_only=True)
-class GridConfig(schema.Config):
-    """Where the cells lie; axes are [y, x], positions (x, y)."""
-
-    cells: int = 180
-    """cells of the bird's-eye view along x and y"""
-    range_m: float = 54.0
-    """the view reaches from -range to +range, in metres"""
-    map_cells: int = 200
-    """cells of the map along x and y"""
-    map_range_m: float = 50.0
-    """the map reaches from -range to +range, in metres"""
-
-    def __post_init__(self) -> None:
-        """Check the sizes."""
-        if min(self.cells, self.map_cells) < 1 or not 0 < self.map_range_m <= self.range_m:
-            found = f"{self.cells} and {self.map_cells} cells, {self.map_range_m:g} of {self.range_m:g} m"
-            raise ConfigError.at("grid", found, "cells, and a map within the view", "Lower map_range_m.")
-
-    @property
-    def cell_m(self) -> float:
-        """Size of a cell in metres."""
-        return 2 * self.range_m / self.cells
+class GridConfig(BevGrid):
+    """The grid of views and labels, and tensors that lie on it."""
 
     def centres(self) -> Float[Tensor, "cells_squared 2"]:
         """Return (x, y) of every cell in cells, row by row: column + 1/2, row + 1/2."""

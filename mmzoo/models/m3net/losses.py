@@ -1,7 +1,4 @@
-"""M3Net's losses, each as the paper weights it; a missing label is a loss that is left out.
-
-Math: 40 map + 2 boxes + 6 heat map + 20 map at the queries' start + occupancy.
-"""
+"""M3Net's losses as functions of what is predicted and what is true; `objectives` weights and sums them."""
 
 from __future__ import annotations
 
@@ -15,75 +12,36 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmzoo import schema
+from mmzoo.batch import IGNORE
+from mmzoo.errors import ConfigError
 from mmzoo.models.m3net.geometry import iou_3d
 from mmzoo.models.m3net.grid import GridConfig
-from mmzoo.models.m3net.heads import ATTRIBUTES, encode_boxes
-from mmzoo.models.m3net.model import M3NetOutput
-
-IGNORED = 255
-"""A voxel whose class is not known."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is true of each scene of a batch; None where it is not known.
-
-    Shape: boxes, for each scene (n 9) as `decode_boxes` gives them, with classes (n); map (b k hm wm) 0 or 1;
-    occupancy (b z y x) classes, 0 free, 255 not known.
-    """
-
-    boxes: Sequence[Float[Tensor, "_ 9"]] | None = None
-    classes: Sequence[Int[Tensor, " _"]] | None = None
-    map: Float[Tensor, "b k hm wm"] | None = None
-    occupancy: Int[Tensor, "b z y x"] | None = None
+from mmzoo.models.m3net.heads import encode_boxes
 
 
 @dataclass(kw_only=True)
-class LossConfig(schema.Config):
-    """Weights of the parts."""
+class MatchConfig(schema.Config):
+    """What it costs that a query stands for a box."""
 
-    boxes: float = 2.0
-    """classes and shapes of boxes"""
-    heatmap: float = 6.0
-    """centres of boxes"""
-    map: float = 40.0
-    """the decoder's map"""
-    map_start: float = 20.0
-    """the map at the queries' start"""
-    occupancy: float = 1.0
-    """the sum of the four occupancy losses"""
     cost_class: float = 0.15
-    """matching: focal cost of the class"""
+    """weight of the focal cost of the class"""
     cost_centre: float = 0.25
-    """matching: L1 of the centre over the view's size"""
+    """weight of the L1 distance of the centres over the view's size"""
     cost_iou: float = 0.25
-    """matching: minus the 3-D intersection over union"""
+    """weight of minus the 3-D intersection over union"""
+
+    def __post_init__(self) -> None:
+        """Check that something decides."""
+        costs = (self.cost_class, self.cost_centre, self.cost_iou)
+        if min(costs) < 0 or not any(costs):
+            found = ", ".join(f"{c:g}" for c in costs)
+            raise ConfigError.at("match", found, "costs of 0 or more, one above 0", "Mend them.")
 
 
-def losses(
-    out: M3NetOutput, truth: Truth, grid: GridConfig, config: LossConfig, frequencies: Float[Tensor, " k"]
-) -> dict[str, Float[Tensor, ""]]:
-    """Return the weighted losses by task (`boxes`, `map`, `occupancy`), of those predicted and known.
-
-    `frequencies` are the voxels' counts by class, for the weights of the cross-entropy.
-    """
-    found: dict[str, Tensor] = {}
-    if out.boxes and truth.boxes is not None and truth.classes is not None:
-        heat = heatmap_target(truth.boxes, truth.classes, out.boxes["dense"], grid)
-        found["boxes"] = config.heatmap * gaussian_focal(out.boxes["dense"], heat)
-        found["boxes"] = found["boxes"] + config.boxes * box_loss(out, truth, grid, config)
-    if out.map and truth.map is not None:
-        found["map"] = config.map * map_focal(out.map["logits"], truth.map)
-        found["map"] = found["map"] + config.map_start * map_focal(out.map["start"], truth.map)
-    if out.occupancy is not None and truth.occupancy is not None:
-        found["occupancy"] = config.occupancy * occupancy_loss(out.occupancy, truth.occupancy, frequencies)
-    return found
-
-
-def map_focal(logits: Float[Tensor, "b k h w"], target: Float[Tensor, "b k h w"]) -> Float[Tensor, ""]:
-    """Return the focal cross-entropy (gamma 2), mean over cells and scenes, sum over classes."""
+def map_focal(logits: Float[Tensor, "b k h w"], target: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
+    """Return the focal cross-entropy (gamma 2) of each scene: mean over cells, sum over classes."""
     right = torch.where(target > 0.5, logits, -logits)
-    return ((1 - right.sigmoid()) ** 2 * F.softplus(-right)).mean(dim=(0, 2, 3)).sum()
+    return ((1 - right.sigmoid()) ** 2 * F.softplus(-right)).mean(dim=(2, 3)).sum(dim=1)
 
 
 def gaussian_focal(logits: Float[Tensor, "b k h w"], target: Float[Tensor, "b k h w"]) -> Float[Tensor, ""]:
@@ -98,20 +56,18 @@ def gaussian_focal(logits: Float[Tensor, "b k h w"], target: Float[Tensor, "b k 
 
 
 def heatmap_target(
-    boxes: Sequence[Float[Tensor, "_ 9"]],
-    classes: Sequence[Int[Tensor, " _"]],
-    like: Float[Tensor, "b k h w"],
-    grid: GridConfig,
+    truth: Sequence[Float[Tensor, "_ 10"]], like: Float[Tensor, "b k h w"], grid: GridConfig
 ) -> Float[Tensor, "b k h w"]:
     """Draw a Gaussian peak at each box's cell, as wide as keeps 0.1 overlap, at least two cells."""
     heat = torch.zeros_like(like)
     h, w = like.shape[2:]
     at_y, at_x = torch.arange(h, device=like.device)[:, None], torch.arange(w, device=like.device)[None]
-    for scene, (of_scene, kinds) in enumerate(zip(boxes, classes, strict=True)):
-        cells = ((of_scene[:, :2] + grid.range_m) / grid.cell_m).floor()
-        for box, (x, y), kind in zip(of_scene.tolist(), cells.tolist(), kinds.tolist(), strict=True):
+    for scene, boxes in enumerate(truth):
+        cells = ((boxes[:, :2] + grid.range_m) / grid.cell_m).floor()
+        for box, (x, y) in zip(boxes.tolist(), cells.tolist(), strict=True):
             if not (0 <= x < w and 0 <= y < h):
                 continue
+            kind = int(box[9])
             radius = max(2, int(gaussian_radius(box[3] / grid.cell_m, box[4] / grid.cell_m)))
             sigma = (2 * radius + 1) / 6
             dx, dy = at_x - x, at_y - y
@@ -135,19 +91,40 @@ def gaussian_radius(length: float, width: float, overlap: float = 0.1) -> float:
     return float(min(one, inwards, outwards))
 
 
-def box_loss(out: M3NetOutput, truth: Truth, grid: GridConfig, config: LossConfig) -> Float[Tensor, ""]:
-    """Return focal class loss and L1 of the matched codes, each over the number of boxes."""
-    logits = out.boxes["heatmap"]
-    codes = torch.cat([out.boxes[name] for name in ATTRIBUTES], dim=-1)
-    classes, boxes = truth.classes or (), truth.boxes or ()
+def box_loss(
+    logits: Float[Tensor, "b q k"],
+    codes: Float[Tensor, "b q 10"],
+    matched: Sequence[tuple[Int[Tensor, " _"], Float[Tensor, "_ 10"], Int[Tensor, " _"]]],
+) -> Float[Tensor, ""]:
+    """Return focal class loss and L1 of the codes of matched queries, each over the number of boxes.
+
+    `matched` holds for each scene the queries, the codes they should have and their classes; where a code is
+    nan (a velocity that is not known) nothing is asked.
+    """
     target = torch.zeros_like(logits)
     distance = codes.sum() * 0.0
-    for scene, (wanted, kinds) in enumerate(zip(boxes, classes, strict=True)):
-        rows, columns = match(logits[scene], out.boxes["boxes"][scene], wanted, kinds, grid, config)
-        target[scene, rows, kinds[columns]] = 1.0
-        distance = distance + (codes[scene, rows] - encode_boxes(wanted[columns], grid)).abs().sum()
-    number = max(1, sum(len(b) for b in boxes))
+    for scene, (rows, wanted, kinds) in enumerate(matched):
+        target[scene, rows, kinds] = 1.0
+        found = codes[scene, rows]
+        distance = distance + (found - torch.where(wanted.isnan(), found.detach(), wanted)).abs().sum()
+    number = max(1, sum(len(rows) for rows, _, _ in matched))
     return (focal(logits, target).sum() + distance) / number
+
+
+def assign(
+    logits: Float[Tensor, "b q k"],
+    boxes: Float[Tensor, "b q 9"],
+    truth: Sequence[Float[Tensor, "_ 10"]],
+    grid: GridConfig,
+    config: MatchConfig,
+) -> list[tuple[Int[Tensor, " _"], Float[Tensor, "_ 10"], Int[Tensor, " _"]]]:
+    """Return for each scene the matched queries, the codes they should have, and their classes."""
+    found = []
+    for scene, label in enumerate(truth):
+        wanted, kinds = label[:, :9], label[:, 9].long()
+        rows, columns = match(logits[scene], boxes[scene], wanted, kinds, grid, config)
+        found.append((rows, encode_boxes(wanted[columns], grid), kinds[columns]))
+    return found
 
 
 def focal(logits: Float[Tensor, "*axes"], target: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
@@ -164,7 +141,7 @@ def match(
     wanted: Float[Tensor, "n 9"],
     kinds: Int[Tensor, " n"],
     grid: GridConfig,
-    config: LossConfig,
+    config: MatchConfig,
 ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
     """Return which query stands for which box (Hungarian method on class, centre and overlap)."""
     from scipy.optimize import linear_sum_assignment  # heavy
@@ -178,18 +155,25 @@ def match(
     return torch.from_numpy(rows).to(logits.device), torch.from_numpy(columns).to(logits.device)
 
 
-def occupancy_loss(
+def occupancy_losses(
     logits: Float[Tensor, "b k z y x"], target: Int[Tensor, "b z y x"], frequencies: Float[Tensor, " k"]
-) -> Float[Tensor, ""]:
-    """Return weighted cross-entropy + semantic and geometric affinity + Lovasz, over known voxels."""
-    known = target != IGNORED
+) -> dict[str, Float[Tensor, ""]]:
+    """Return weighted cross-entropy, semantic and geometric affinity and Lovasz loss, over known voxels.
+
+    Math: a class weighs 1 / log(count); `frequencies` are those counts.
+    """
+    known = target != IGNORE
     flat, labels = logits.movedim(1, -1)[known], target[known]
     if not len(labels):
-        return logits.sum() * 0.0
+        return dict.fromkeys(("entropy", "semantic", "geometric", "lovasz"), logits.sum() * 0.0)
     weights = 1.0 / torch.log(frequencies.clamp(min=2.0) + 1e-3)
-    entropy = F.cross_entropy(flat, labels, weight=weights.to(flat))
     p = flat.softmax(dim=-1)
-    return entropy + semantic_affinity(p, labels) + geometric_affinity(p, labels) + lovasz(p, labels)
+    return {
+        "entropy": F.cross_entropy(flat, labels, weight=weights.to(flat)),
+        "semantic": semantic_affinity(p, labels),
+        "geometric": geometric_affinity(p, labels),
+        "lovasz": lovasz(p, labels),
+    }
 
 
 def semantic_affinity(p: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:

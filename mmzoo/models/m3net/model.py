@@ -2,100 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from mmzoo import schema
-from mmzoo.errors import ConfigError
-from mmzoo.layers.channel_scaling import Gate
+from mmzoo.batch import Batch, DataInfo, ModalityInput, ModelOutput
 from mmzoo.layers.mafi import ChannelAttention, Mafi, PlainFusion
+from mmzoo.models.base import JOINT, Stage, TaskModel, check_tasks
+from mmzoo.models.finetune.prepare import prepare
 from mmzoo.models.m3net.decoder import Decoded, SharedDecoder
-from mmzoo.models.m3net.grid import GridConfig
 from mmzoo.models.m3net.heads import BoxHead, MapHead, OccupancyHead, decode_boxes, score_boxes
+from mmzoo.models.m3net.options import (
+    BOXES,
+    CAMERA,
+    CLASSES,
+    LIDAR,
+    MAP,
+    OCCUPANCY,
+    OCCUPIED,
+    Compat,
+    Fusion,
+    M3NetConfig,
+)
 from mmzoo.models.m3net.parts import PositionEmbedding, conv_block
+from mmzoo.models.m3net.predictions import as_predictions
 from mmzoo.models.m3net.queries import BoxQueries, MapQueries, OccupancyQueries, Queries
-
-BOXES, MAP, OCCUPANCY = "boxes", "map", "occupancy"
-TASKS = (BOXES, MAP, OCCUPANCY)
-
-
-class Fusion(str, Enum):
-    """How camera and lidar views become one."""
-
-    MAFI = "mafi"
-    CONV = "conv"
-
-
-class Compat(str, Enum):
-    """Which code the numbers follow."""
-
-    NONE = "none"
-    M3NET = "m3net"
-
-
-@dataclass(kw_only=True)
-class M3NetConfig(schema.Config):
-    """Sizes and choices; the defaults are the paper's."""
-
-    camera_channels: int = 80
-    """channels of the camera view"""
-    lidar_channels: int = 256
-    """channels of the lidar view"""
-    neck_channels: int = 256
-    """channels after fusion; the neck gives twice as many"""
-    dim: int = 256
-    """width of queries and memory"""
-    num_heads: int = 8
-    """attention heads"""
-    layers: int = 6
-    """decoder layers"""
-    hidden_dim: int = 1024
-    """width of the feed-forwards"""
-    tasks: list[str] = field(default_factory=lambda: list(TASKS))
-    """boxes, map, occupancy: those the model has"""
-    num_boxes: int = 200
-    """box queries"""
-    num_classes: int = 10
-    """classes of boxes"""
-    small_classes: list[int] = field(default_factory=lambda: [8, 9])
-    """box classes that may fill one cell (pedestrian, cone)"""
-    map_classes: int = 6
-    """classes of the map, which may overlap"""
-    stripes: int = 5
-    """stripes of map rows, each with its own queries"""
-    occupancy_classes: int = 17
-    """classes of voxels, 0 free"""
-    levels: int = 5
-    """voxels along z before the last resizing"""
-    pool: int = 4
-    """cells an occupancy query spans along x and y where nothing says which voxels hold something"""
-    grid: GridConfig = field(default_factory=GridConfig)
-    """where cells lie"""
-    fusion: Fusion = Fusion.MAFI
-    """mafi, or one convolution"""
-    gate: Gate = Gate.LINEAR
-    """task-oriented channel scaling: linear, sigmoid or off"""
-    compat: Compat = Compat.NONE
-    """m3net: as the released code computes, defects included (specified in `interop`)"""
-
-    def __post_init__(self) -> None:
-        """Check what must fit."""
-        unknown = [t for t in self.tasks if t not in TASKS]
-        if unknown or not self.tasks:
-            raise ConfigError.at(
-                "tasks", str(self.tasks), f"some of {', '.join(TASKS)}", "Name at least one."
-            )
-        if self.dim % self.num_heads:
-            found = f"dim {self.dim} with {self.num_heads} heads"
-            raise ConfigError.at("dim", found, "a multiple of num_heads", "Change one of them.")
-        if self.grid.map_cells % self.stripes:
-            found = f"{self.stripes} stripes of {self.grid.map_cells} rows"
-            raise ConfigError.at("stripes", found, "a divisor of grid.map_cells", "Set stripes=1.")
+from mmzoo.trunk.base import MixerContext
 
 
 @dataclass(frozen=True)
@@ -113,18 +50,20 @@ class M3NetOutput:
     decoded: Decoded | None = None
 
 
-class M3Net(nn.Module, schema.Configurable):
+class M3Net(TaskModel):
     """Boxes, map and occupancy from a camera and a lidar view of the same ground.
 
-    Shape: camera (b ca h w), lidar (b cl h w) -> `M3NetOutput`. Any batch size (the release took one).
+    Shape: `predict` takes camera (b ca h w) and lidar (b cl h w), any b (the release took one scene).
     """
 
     Config = M3NetConfig
+    task_parts = ("body.box_", "body.map_", "body.occupancy_", "body.query_", "body.voxel_")
 
     def __init__(self, config: M3NetConfig) -> None:
         """Build what the tasks need."""
         super().__init__()
         self.config = config
+        self.passes = dict.fromkeys(config.tasks, config.default_passes)
         released, width = config.compat is Compat.M3NET, config.neck_channels
         kind = ChannelAttention.SHARED if released else ChannelAttention.SEPARATE
         first, second = config.camera_channels, config.lidar_channels
@@ -138,6 +77,7 @@ class M3Net(nn.Module, schema.Configurable):
             nn.AvgPool2d(2, ceil_mode=True), conv_block(width, width), conv_block(width, width)
         )
         self.body = M3NetBody(config, 2 * width)
+        prepare(self, config)
 
     def view(
         self, camera: Float[Tensor, "b ca h w"], lidar: Float[Tensor, "b cl h w"]
@@ -148,6 +88,25 @@ class M3Net(nn.Module, schema.Configurable):
         return torch.cat([self.near(fused), far], dim=1)
 
     def forward(
+        self, batch: Batch, tasks: Sequence[str] | None = None, ctx: MixerContext | None = None
+    ) -> ModelOutput:
+        """Predict the named tasks (default all) for the scenes that have every input of the model.
+
+        `ctx` changes nothing: nothing in the model is random.
+        """
+        del ctx
+        asked = list(self.config.tasks if tasks is None else tasks)
+        check_tasks(asked, self.config.tasks)
+        name = self.config.default_passes[0]
+        views = shared_rows(batch, name.split(JOINT))
+        if views is None:
+            return ModelOutput({task: {} for task in asked})
+        given, index = views
+        out = self.predict(given[CAMERA], given[LIDAR], given.get(OCCUPIED), asked)
+        found = as_predictions(out.boxes, out.map, out.occupancy, index, self.config.grid)
+        return ModelOutput({task: {name: found[task]} for task in asked})
+
+    def predict(
         self,
         camera: Float[Tensor, "b ca h w"],
         lidar: Float[Tensor, "b cl h w"],
@@ -156,6 +115,60 @@ class M3Net(nn.Module, schema.Configurable):
     ) -> M3NetOutput:
         """Predict; `occupied` says which voxels hold lidar points, where that is known."""
         return self.body(self.view(camera, lidar), occupied, tasks)
+
+    @classmethod
+    def resolve(cls, config: M3NetConfig, info: DataInfo) -> M3NetConfig:
+        """Take the numbers of classes from the data."""
+        known = {task: info.labels[t] for task, t in config.targets.items() if t in info.labels}
+        return dataclasses.replace(config, **{CLASSES[task][0]: len(names) for task, names in known.items()})
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return fusion, neck and body."""
+        return (Stage(("fusion",)), Stage(("near", "far")), Stage(("body",), chain=True))
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return fusion, the two halves of the neck, and what the body is made of."""
+        body = {f"body.{name}": child for name, child in self.body.named_children()}
+        return {"fusion": self.fusion, "near": self.near, "far": self.far, **body}
+
+    def watch_tokens(self, seen: Callable[[int], None]) -> Any:
+        """Tell `seen` how many cells the decoder remembers in each run."""
+
+        def count(module: nn.Module, inputs: Any, output: Decoded) -> None:
+            seen(output.memory[:, 0].numel())
+
+        return self.body.decoder.register_forward_hook(count)
+
+    def fake_batch(self, seed: int) -> Batch:
+        """Return one random scene."""
+        generator = torch.Generator().manual_seed(seed)
+        channels = {CAMERA: self.config.camera_channels, LIDAR: self.config.lidar_channels}
+        cells, rows = self.config.grid.cells, {}
+        for name, view in self.config.inputs.items():
+            size = (channels.get(name, self.config.levels), cells, cells)
+            item = view.preprocess.build()(torch.randn(size, generator=generator).clamp(min=0))
+            rows[name] = ModalityInput.stack([item], torch.zeros(1, dtype=torch.int64))
+        return Batch(("fake",), rows)
+
+
+def shared_rows(batch: Batch, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor] | None:
+    """Return those rows of each input whose sample has them all, and their samples; None where none has."""
+    inputs = [batch.inputs[m] for m in names if m in batch.inputs]
+    if len(inputs) < len(names):
+        return None
+    index = inputs[0].index
+    for other in inputs[1:]:
+        index = index[torch.isin(index, other.index)]
+    if not len(index):
+        return None
+    rows = {m: _rows(x, index) for m, x in zip(names, inputs, strict=True)}
+    return rows, index
+
+
+def _rows(x: ModalityInput, index: Tensor) -> Tensor:
+    if len(index) == len(x):
+        return x.values
+    return x.values[torch.isin(x.index, index).to(x.values.device)]
 
 
 class M3NetBody(nn.Module):

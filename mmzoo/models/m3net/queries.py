@@ -167,10 +167,14 @@ class OccupancyQueries(nn.Module):
 
 
 def _listed(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the voxels that hold something; rows with fewer than the longest are filled with voxel 0's."""
+    """Number the voxels that hold something; rows with fewer than the longest are filled with voxel 0's.
+
+    On the meta device, where nobody knows which those are, all are taken to.
+    """
     flat = occupied.flatten(1)
     order = flat.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    index = order[:, : max(1, int(flat.sum(dim=1).max()))]
+    longest = flat.shape[1] if flat.is_meta else int(flat.sum(dim=1).max())
+    index = order[:, : max(1, longest)]
     numbers = torch.arange(index.shape[1], device=flat.device).expand_as(index)
     owner = torch.full(flat.shape, -1, dtype=torch.int64, device=flat.device).scatter(1, index, numbers)
     return torch.where(flat, owner, -1), index

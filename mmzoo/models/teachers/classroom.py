@@ -15,7 +15,6 @@ from mmzoo.errors import CheckpointError, ConfigError
 from mmzoo.heads.projection import ProjectionHead
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.taught import Taught, View, in_step
-from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.models.teachers.base import Load, Pupil, Teacher
 
 log = logging.getLogger(__name__)
@@ -82,8 +81,10 @@ class Classroom:
             made[m] = Taught(own.get(m) or student.build(), theirs, views)
         return made
 
-    def fitted(self, options: MultimodalModel.Config) -> MultimodalModel.Config:
+    def fitted(self, options: Any) -> Any:
         """Return the model's options with every projection as wide as what it is compared with."""
+        if not self.wishes:
+            return options
         heads = dict(options.heads)
         wide = [w for w in self.wishes if isinstance(heads[w.head].head, ProjectionHead.Config)]
         for wish in wide:

@@ -18,7 +18,8 @@ from mmzoo.models.m3net.decoder import DecoderLayer, SharedDecoder
 from mmzoo.models.m3net.grid import GridConfig
 from mmzoo.models.m3net.heads import ATTRIBUTES
 from mmzoo.models.m3net.interop import from_decoder, from_head, from_mafi
-from mmzoo.models.m3net.model import BOXES, MAP, OCCUPANCY, Compat, M3NetBody, M3NetConfig
+from mmzoo.models.m3net.model import M3NetBody
+from mmzoo.models.m3net.options import BOXES, MAP, OCCUPANCY, Compat, M3NetConfig
 from mmzoo.models.m3net.queries import Queries
 from tests.parity.golden import Golden, Row
 
