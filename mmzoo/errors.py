@@ -40,12 +40,23 @@ class ShapeError(MmzooError):
     """A tensor has a shape, dtype or range that the component cannot take."""
 
 
-def close_matches(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Say which of the known names resemble `name`, else list them all, as a sentence to end an error
-    with."""
+SHOWN = 12
+"""Names in an error before the rest is counted."""
+
+
+def close_matches(name: str, known: Iterable[str], limit: int = 3, *, listing: str = "") -> str:
+    """Say which of the known names resemble `name`, else list them, as a sentence to end an error with.
+
+    Where they are too many for a line, `listing` is the command that shows them.
+    """
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     if near:
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"
-    shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-    return f"Choose one of: {shown}." if names else "There is nothing to choose from."
+    if not names:
+        return "There is nothing to choose from."
+    if len(names) <= SHOWN:
+        return f"Choose one of: {', '.join(names)}."
+    if listing:
+        return f"`{listing}` shows all {len(names)}."
+    return f"Choose one of: {', '.join(names[:SHOWN])} … ({len(names)} in all)."

@@ -74,8 +74,8 @@ def find(name: str, key: str, where: str = "") -> type:
     rows = table(name)
     if key not in rows:
         place = where or name
-        known = f"a row of the {name} table"
-        raise ConfigError.at(place, f"{key!r} is unknown", known, close_matches(key, rows))
+        known, do = f"a row of the {name} table", close_matches(key, rows, listing="mmzoo list")
+        raise ConfigError.at(place, f"{key!r} is unknown", known, do)
     module, _, attribute = rows[key].target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

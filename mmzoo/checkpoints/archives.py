@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmzoo.checkpoints.restricted import TORCH_STORAGES, Refused, RestrictedUnpickler
+from mmzoo.checkpoints.restricted import TORCH_STORAGES, Refused, RestrictedUnpickler, damage
 from mmzoo.checkpoints.skipping import FileBytes, SkippingUnpickler
 from mmzoo.errors import CheckpointError
 
@@ -113,7 +113,7 @@ def open_archive(path: Path) -> Archive:
     except Exception as fault:  # noqa: BLE001,RUF100 a damaged pickle can raise anything at all
         if isinstance(fault, CheckpointError):
             raise
-        found = f"unreadable ({type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''})"
+        found = f"unreadable: {damage(fault)}"
         raise CheckpointError.at(str(path), found, "a torch or pickle file", "Fetch it again.") from fault
     tensors = dict(_tensors(content))
     if not tensors:

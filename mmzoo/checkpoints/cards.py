@@ -149,7 +149,7 @@ def neighbours(name: str) -> str:
         said = close_matches(tag, tags)
         return said.replace("Choose one of", f"Tags of {arch}")
     names = [n for c in cards().values() for n in (c.arch, c.name)]
-    return close_matches(name, names)
+    return close_matches(name, names, listing="mmzoo list")
 
 
 def _read(path: Path) -> Card:

@@ -1,9 +1,9 @@
 """Fetches a file whole and right, or not at all: mirrors, retries, resumption, sha256, one rename at the end.
 
-Beside the target `NAME` live `.NAME.lock` (who is at it), `.NAME.part` and `.NAME.part.json` (what came so
-far, kept when an attempt or the process ends) and `.NAME.json`, the receipt: where the file came from and
-what was checked. Only a file that passed every check gets the name; Ctrl-C leaves a part that the same call
-continues.
+Beside the target `NAME` live `.NAME.lock` (while someone is at it), `.NAME.part` and `.NAME.part.json` (what
+came so far, kept when an attempt or the process ends) and `.NAME.json`, the receipt: where the file came from
+and what was checked. Only a file that passed every check gets the name; Ctrl-C leaves a part that the same
+call continues.
 """
 
 from __future__ import annotations

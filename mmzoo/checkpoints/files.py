@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmzoo.checkpoints.disk import sha256_of, write_atomic
+from mmzoo.checkpoints.restricted import load_torch
 from mmzoo.errors import CheckpointError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -74,15 +73,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a Lightning checkpoint without running anything that it holds."""
-    if not path.is_file():
-        raise CheckpointError.at(str(path), "no such file", "a .ckpt file", "Check the path.")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        do = "Use an earlier checkpoint of the run."
-        raise CheckpointError.at(str(path), f"unreadable ({line})", "a checkpoint of mmzoo", do) from error
-    if "mmzoo" not in checkpoint or "state_dict" not in checkpoint:
+    checkpoint: Any = load_torch(path)
+    if not isinstance(checkpoint, dict) or "mmzoo" not in checkpoint or "state_dict" not in checkpoint:
         raise CheckpointError.at(str(path), "no mmzoo entry", "a checkpoint of mmzoo", "Convert it first.")
     return checkpoint
 

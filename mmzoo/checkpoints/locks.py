@@ -1,8 +1,9 @@
-"""A lock between processes that ends with the one that holds it, however that one ends."""
+"""A lock between processes that ends with the one that holds it, however that one ends; it leaves no file."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -19,10 +20,28 @@ def locked(path: Path, waiting: Callable[[], None]) -> Generator[None, None, Non
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    told = False
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if not told:
+                    waiting()
+                told = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):  # whoever held it has taken the file away: lock the new one
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(number: int, path: Path) -> bool:
+    """Say whether an open file is the one that has the name now."""
+    try:
+        return os.path.samestat(os.fstat(number), path.stat())
+    except FileNotFoundError:
+        return False

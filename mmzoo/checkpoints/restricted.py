@@ -143,11 +143,18 @@ def load_torch(path: Path, *, allow: Mapping[str, Any] | None = None) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:
         names = _unsafe_names(path)
-        found = f"it asks for {', '.join(names)}" if names else f"unreadable ({str(fault).splitlines()[0]})"
+        found = f"it asks for {', '.join(names)}" if names else f"unreadable: {damage(fault)}"
         raise CheckpointError.at(str(path), found, "tensors and plain containers", DISTRUST) from fault
-    except (RuntimeError, EOFError, KeyError, ValueError) as fault:
-        found = f"unreadable ({str(fault).splitlines()[0] if str(fault) else type(fault).__name__})"
-        raise CheckpointError.at(str(path), found, "a torch checkpoint", "Fetch the file again.") from fault
+    except Exception as fault:  # noqa: BLE001,RUF100 a damaged pickle can raise anything at all
+        found, do = f"unreadable: {damage(fault)}", "Fetch it again, or use another."
+        raise CheckpointError.at(str(path), found, "a torch checkpoint", do) from fault
+
+
+def damage(fault: Exception) -> str:
+    """Say why a file could not be read; what exactly a pickle stumbles over in noise says nothing."""
+    if isinstance(fault, OSError) and fault.strerror:
+        return fault.strerror
+    return "damaged, cut short, or no file that torch wrote"
 
 
 def _unsafe_names(path: Path) -> list[str]:

@@ -61,7 +61,10 @@ def lookup(name: str) -> list[Entry]:
     if not found:
         known = [e.name for e in everything] + [f"{e.kind}/{e.name}" for e in everything if "/" in name]
         raise ConfigError.at(
-            "mmzoo info", f"{name!r} is unknown", "a name that `mmzoo list` shows", close_matches(name, known)
+            "mmzoo info",
+            f"{name!r} is unknown",
+            "a name that `mmzoo list` shows",
+            close_matches(name, known, listing="mmzoo list"),
         )
     return found
 

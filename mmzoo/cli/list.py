@@ -65,7 +65,7 @@ def select(patterns: Sequence[str], kind: str | None, modality: str | None, task
         found = [e for e in found if task in e.facts.get("tasks", ())]
         _known("--task", task, everything, "tasks")
     if not found and patterns:
-        do = close_matches(patterns[0], [e.name for e in everything])
+        do = close_matches(patterns[0], [e.name for e in everything], listing="mmzoo list")
         raise ConfigError.at("mmzoo list", f"nothing like {' '.join(patterns)!r}", "a name or pattern", do)
     return found
 

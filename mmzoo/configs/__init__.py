@@ -39,5 +39,6 @@ def find(group: str, name: str, where: str = "") -> Path:
     found = list_configs(group)
     if name not in found:
         expected = f"a {group} by name, or a .yaml file"
-        raise ConfigError.at(where or group, f"{name!r} is unknown", expected, close_matches(name, found))
+        do = close_matches(name, found, listing="mmzoo list")
+        raise ConfigError.at(where or group, f"{name!r} is unknown", expected, do)
     return found[name]

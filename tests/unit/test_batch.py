@@ -93,4 +93,8 @@ def test_sample_without_any_modality_is_refused():
 def test_close_matches_names_neighbours_or_all():
     assert close_matches("imge", ["image", "audio"]) == "Did you mean 'image'?"
     assert close_matches("zzz", ["image", "audio"]) == "Choose one of: audio, image."
+    many = [f"name{i:02}" for i in range(40)]
+    assert close_matches("zzz", many).endswith("name10, name11 … (40 in all).")
+    assert close_matches("zzz", many, listing="mmzoo list") == "`mmzoo list` shows all 40."
+    assert close_matches("zzz", many[:12], listing="mmzoo list").endswith("name11.")
     assert close_matches("zzz", []) == "There is nothing to choose from."

@@ -49,11 +49,19 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: pathlib.Path):
             return (pathlib.Path.touch, (tmp_path / "touched",))
 
     torch.save({"mmzoo": Evil(), "state_dict": {}}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="unreadable"):
+    with pytest.raises(CheckpointError, match="it asks for .*pathlib"):
         files.read_checkpoint(tmp_path / "x.ckpt")
     assert not (tmp_path / "touched").exists()
     with pytest.raises(CheckpointError, match="no such file"):
         files.read_checkpoint(tmp_path / "y.ckpt")
+    for noise in (b"", b"PK\x03\x04cut", bytes(range(256))):
+        (tmp_path / "noise.ckpt").write_bytes(noise)
+        with pytest.raises(CheckpointError) as caught:
+            files.read_checkpoint(tmp_path / "noise.ckpt")
+        assert str(caught.value).endswith(
+            "noise.ckpt: unreadable: damaged, cut short, or no file that torch wrote; expected a torch "
+            "checkpoint. Fetch it again, or use another."
+        )
     torch.save({"state_dict": {}}, tmp_path / "z.ckpt")
     with pytest.raises(CheckpointError, match="no mmzoo entry"):
         files.read_checkpoint(tmp_path / "z.ckpt")

@@ -218,6 +218,19 @@ def test_weights_go_to_an_export_and_back_unchanged(
     assert foreign.count_onepeace(back, Layout.ONEPEACE) == len(zoo.load(export).state_dict())
 
 
+def test_only_models_of_its_parts_are_written_as_onepeace(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    target = tmp_path / "x.pt"
+    assert main(["convert", "five_senses_tiny", str(target), "--to", "onepeace"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(
+        "mmzoo: error: mmzoo convert --to onepeace: this model has parts that ONE-PEACE has"
+    )
+    assert line.endswith("expected a model of an onepeace_… preset. Write it with --to mmzoo.\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_converted_leaves_nothing(
     released: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
