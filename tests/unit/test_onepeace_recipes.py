@@ -17,6 +17,7 @@ from torch import Tensor
 from mmzoo import recipe, zoo
 from mmzoo.cli.main import main
 from mmzoo.errors import CheckpointError
+from mmzoo.heads.choice import ChoiceMlpHead
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.models.onepeace.interop import Layout, buffers, to_onepeace
 
@@ -52,6 +53,9 @@ RECIPES = {
     "onepeace_avqa": [*TEXT, *AUDIO, *HEAD],
     "onepeace_nlvr2": [*TEXT, *IMAGE, *HEAD],
     "onepeace_vqa": [*TEXT, *IMAGE, *HEAD],
+    "onepeace_refcoco": [*TEXT, *IMAGE, *HEAD],
+    "onepeace_refcoco_plus": [*TEXT, *IMAGE, *HEAD],
+    "onepeace_refcocog": [*TEXT, *IMAGE, *HEAD],
     "onepeace_vggsound": [*AUDIO, *HEAD],
     "onepeace_fsd50k": [*AUDIO, *HEAD],
 }
@@ -61,7 +65,8 @@ RECIPES = {
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Write eight samples with everything that any of the recipes reads."""
     folder, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    columns = "caption,sentence,question,image,left,right,audio,label,labels,answers,choices,answer,split"
+    columns = "caption,sentence,question,image,left,right,audio,label,labels,answers,choices,answer"
+    columns += ",split,x1,y1,x2,y2"
     lines = [columns]
     for i in range(8):
         for side in ("a", "b"):
@@ -72,7 +77,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         words = f"a thing number {i}"
         split = "train" if i < 6 else "val"
         files = f"{i}a.png,{i}a.png,{i}b.png,{i}.wav"
-        lines.append(f"{words},{words},what is {i},{files},{i % 2},x|{i % 3},y|{i % 3},a cat|a dog|rain|wind,{i % 4},{split}")
+        labels = f"{i % 2},x|{i % 3},y:0.6|{i % 3}"
+        choices, box = f"a cat|a dog|rain|wind,{i % 4}", f"{i},{i + 1},{i + 20},{i + 15}"
+        lines.append(f"{words},{words},what is {i},{files},{labels},{choices},{split},{box}")
     path = folder / "rows.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -83,6 +90,8 @@ def tiny(name: str, manifest: pathlib.Path) -> list[str]:
         name
     )
     inputs = [f"data.inputs={{text: caption, {column}: {column}}}"] if column else []
+    if name.startswith("onepeace_refcoco"):
+        inputs = ["data.inputs={text: sentence, image: image}"]
     if name in ("onepeace_vggsound", "onepeace_fsd50k"):
         inputs = ["data.inputs={audio: audio}"]
     return [f"data.path={manifest}", *inputs, *TRUNK, *RECIPES[name], *SHORT]
@@ -182,6 +191,17 @@ def test_a_file_loads_as_the_model_it_holds(manifest: pathlib.Path, tmp_path: pa
     found = zoo.load(tmp_path / "one-peace.pt").state_dict()
     assert found.keys() == model.state_dict().keys()
     assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_file_that_scores_answers_loads_as_one(manifest: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    model = recipe.build(recipe.load("onepeace_avqa", tiny("onepeace_avqa", manifest))).model
+    theirs = released(model, tmp_path / "finetune_aqa.pt")
+    assert theirs["classify_head.classifier.3.weight"].shape == (1, 96)
+    found = zoo.load(tmp_path / "finetune_aqa.pt")
+    assert found.passes == {"classify": ("text+audio",)}
+    assert isinstance(found.heads["classify"], ChoiceMlpHead)
+    assert found.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(found.state_dict()[k], v) for k, v in model.state_dict().items())
 
 
 def test_the_vision_branch_loads_and_starts_a_model(manifest: pathlib.Path, tmp_path: pathlib.Path) -> None:

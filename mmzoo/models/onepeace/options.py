@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mmzoo.heads.choice import ChoiceMlpHead
 from mmzoo.heads.classifier import LinearHead, MlpHead
 from mmzoo.heads.contrastive import ContrastiveHead
 from mmzoo.heads.pair import PairMlpHead
@@ -33,8 +34,8 @@ def options_of(shapes: Shapes) -> MultimodalModel.Config:
     """Return the options of the model whose tensors (the reference's names) have these shapes.
 
     A classifier is taken to read all of the file's modalities in one pass, as every released one does, and
-    of a joint pass the tokens of text; files do not tell where it reads those of the other modality (set
-    `part`).
+    of a joint pass the tokens of text; one with a single logit there scores answers. Files do not tell where
+    it reads those of the other modality (set `part`).
     """
     plan = read_names(shapes)
     found = {canonical(name): tuple(shape) for name, shape in shapes.items()}
@@ -137,14 +138,14 @@ def _heads(shapes: Shapes, modalities: tuple[str, ...]) -> dict[str, HeadSpec]:
     projected = [m for m in modalities if f"{m}_proj.weight" in shapes]
     if projected:
         heads["align"] = HeadSpec(head=ContrastiveHead.Config(), passes=projected)
-    if classifier := _classifier(shapes):
+    if classifier := _classifier(shapes, joint=len(modalities) > 1):
         two = isinstance(classifier, PairMlpHead.Config)
         passes = ["text+image", "text+image2"] if two else ["+".join(modalities)]
         heads["classify"] = HeadSpec(head=classifier, passes=passes)
     return heads
 
 
-def _classifier(shapes: Shapes) -> Any:
+def _classifier(shapes: Shapes, *, joint: bool) -> Any:
     if "head.weight" in shapes:
         return LinearHead.Config(num_classes=shapes["head.weight"][0], norm="fc_norm.weight" in shapes)
     first, last = (shapes.get(f"classify_head.classifier.{i}.weight") for i in (0, 3))
@@ -152,7 +153,8 @@ def _classifier(shapes: Shapes) -> Any:
         return None
     dim = shapes["encoder_wrapper.fusion_model.layers.0.self_attn_layer_norm.weight"][0]
     query = shapes.get("classify_head.attn_pooling_func.q")
-    make = PairMlpHead.Config if first[1] == 2 * dim else MlpHead.Config
+    single = ChoiceMlpHead.Config if joint and last[0] == 1 else MlpHead.Config
+    make = PairMlpHead.Config if first[1] == 2 * dim else single
     return make(
         num_classes=last[0],
         pooling=Pooling.ATTENTION if query else Pooling.CLS,
