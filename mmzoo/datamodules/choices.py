@@ -14,7 +14,7 @@ from mmzoo import schema
 from mmzoo.datamodules.files import is_data
 from mmzoo.datamodules.naming import fields_of
 from mmzoo.datamodules.records import Record
-from mmzoo.datamodules.table import Row, cell_text
+from mmzoo.datamodules.table import CAPTIONS, Row, cell_text
 from mmzoo.errors import ConfigError, DataError, close_matches
 
 CHOICE = "choice"
@@ -139,3 +139,19 @@ class Choices:
             raise DataError.at(where, f"{text!r} twice in {shown}", "each answer once", "Drop one of them.")
         do = "Set data.choices.answer_is=text or number."
         raise DataError.at(where, f"{text!r}, one of {shown} and a number too", "one or the other", do)
+
+
+def guess_choices(rows: Sequence[Row], separator: str = "|") -> dict[str, Any]:
+    """Return the options `choices` where a column named `choices` or `options` and one named `answer` fit
+    together in all rows, and no other column is read as text; {} otherwise."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    column = next((name for name in ("choices", "options") if name in names), "")
+    if not column or "answer" not in names or names.keys() & {"text", *CAPTIONS}:
+        return {}
+    template = {"template": "{question} answer: {choice}"} if "question" in names else {}
+    options = ChoicesConfig(column=column, **template)
+    try:
+        found = Choices(options, separator).add([Record("") for _ in rows], rows, Path("rows"))
+    except (DataError, ConfigError):
+        return {}
+    return {"column": column, **template} if any(record.several for record in found) else {}

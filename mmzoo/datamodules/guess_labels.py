@@ -1,4 +1,5 @@
-"""Which columns of a manifest look like numbers, boxes or scores; what `mmzoo data inspect` proposes."""
+"""Which columns of a manifest look like numbers, boxes, scores or answers to choose from, for
+`mmzoo data inspect` to propose."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmzoo.datamodules.choices import guess_choices
 from mmzoo.datamodules.numbers import CORNERS, NumbersConfig, read_numbers
 from mmzoo.datamodules.table import RESERVED, Row, cell_text, read_rows
 from mmzoo.errors import DataError
@@ -18,13 +20,15 @@ SCORE = re.compile(r"[^|:]+:(0|1|[01]?\.\d+)", re.ASCII)
 
 
 def guess_labels(path: Path) -> dict[str, Any]:
-    """Return the options `numbers` and `scored` of a manifest as far as its cells tell; {} where it cannot be
-    read, which its reader says better."""
+    """Return the options `numbers`, `scored` and `choices` of a manifest as far as its cells tell; {} where
+    it cannot be read, which its reader says better."""
     try:
         rows = read_rows(path)
     except DataError:
         return {}
-    names = [n for n in dict.fromkeys(name for row in rows for name in row) if n not in RESERVED]
+    choices = guess_choices(rows)
+    used = {*RESERVED, *([choices["column"], "answer", "question"] if choices else [])}
+    names = [n for n in dict.fromkeys(name for row in rows for name in row) if n not in used]
     numbers: dict[str, dict[str, Any]] = {}
     if all(corner in names for corner in CORNERS):
         values = _values(rows, "box", NumbersConfig(columns=list(CORNERS)))
@@ -38,7 +42,8 @@ def guess_labels(path: Path) -> dict[str, Any]:
         elif values and any(len(v) > 1 or not float.is_integer(sum(v)) for v in values):
             numbers[name] = {"kind": "numbers"}
     scored = [n for n in names if n not in numbers and _has_scores(rows, n)]
-    return {**({"numbers": numbers} if numbers else {}), **({"scored": scored} if scored else {})}
+    found = {"numbers": numbers, "scored": scored, "choices": choices}
+    return {option: value for option, value in found.items() if value}
 
 
 def _values(rows: Sequence[Row], name: str, config: NumbersConfig) -> list[tuple[float, ...]]:

@@ -171,6 +171,17 @@ def test_wrong_options_are_named(tones: pathlib.Path, reads: Reads) -> None:
         manifest(path, reads, {}, inputs={"text": "captions"}).info()
 
 
+def test_inspection_proposes_choices(tones: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (tones / "rows.jsonl").read_text().splitlines()]
+    plain = [{k: v for k, v in row.items() if k != "captions"} for row in rows]
+    (tones / "plain.jsonl").write_text("\n".join(map(json.dumps, plain)))
+    assert main(["data", "inspect", str(tones / "plain.jsonl"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["config"]["choices"] == {"column": "choices", "template": "{question} answer: {choice}"}
+    assert report["classes"]["answer"].keys() <= {"0", "1", "2"}
+    assert report["modalities"]["text"]["count"] == 32
+
+
 def test_pictures_to_choose_from(tones: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A sentence and two pictures: which does it describe?"""
     config = registry.find("modalities", "image").Config().preprocess
