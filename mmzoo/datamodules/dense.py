@@ -32,7 +32,7 @@ from mmzoo.errors import ConfigError, DataError, close_matches
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.image_augment import ImageAugment
 from mmzoo.modalities.image_preprocess import ImagePreprocess
-from mmzoo.modalities.timm_backbone import TimmPreprocess
+from mmzoo.modalities.record_preprocess import RecordPreprocess
 
 IMAGE = "image"
 PEOPLE = "human_parts"
@@ -174,9 +174,9 @@ class DenseSource:
 
 
 def _plain(preprocess: Preprocess | None) -> Preprocess | None:
-    """Return what a backbone's own record fills in, where the preprocess is that of a timm backbone."""
+    """Return what a record fills in, where the preprocess is that of a timm or open_clip model."""
     core = preprocess.core if preprocess is not None else None
-    return core.filled if isinstance(core, TimmPreprocess) else core
+    return core.filled if isinstance(core, RecordPreprocess) else core
 
 
 def _shrink(whole: Labelled, size: tuple[int, int]) -> Labelled:

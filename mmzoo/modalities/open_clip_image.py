@@ -10,19 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmzoo import schema
-from mmzoo.batch import Item, ModalityInput, TokenSequence
+from mmzoo.batch import ModalityInput, TokenSequence
 from mmzoo.errors import ShapeError
-from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.image_preprocess import ImageAugment, ImagePreprocess, Interpolation, Resize
 from mmzoo.modalities.mixed_sizes import Embedded, embed_by_size, fake_images
 from mmzoo.modalities.open_clip_tower import OpenClipTower, TowerConfig, TowerOutput
 from mmzoo.modalities.open_clip_zoo import preprocess_config
+from mmzoo.modalities.record_preprocess import RecordPreprocess
 
 RESIZES = {"shortest": Resize.CROP, "squash": Resize.SQUASH, "longest": Resize.PAD}
 """open_clip's words for what is done to a picture of another shape."""
 
 
-class OpenClipImagePreprocess(Preprocess):
+class OpenClipImagePreprocess(RecordPreprocess):
     """ImagePreprocess with size, mean, deviation and filter from open_clip's own record, without network."""
 
     @dataclass(kw_only=True)
@@ -52,26 +52,6 @@ class OpenClipImagePreprocess(Preprocess):
                 std=tuple(record["std"]),
                 augment=self.augment,
             )
-
-    def __init__(self, config: Any) -> None:
-        """Read open_clip's record."""
-        self.config, self.filled = config, ImagePreprocess(config.filled())
-
-    def decode(self, data: bytes, name: str) -> Any:
-        """Read an image file."""
-        return self.filled.decode(data, name)
-
-    def __call__(self, raw: Any, *, generator: torch.Generator | None = None) -> Item:
-        """Turn a picture into an Item (3 h w)."""
-        return self.filled(raw, generator=generator)
-
-    def check_boxes(self) -> None:
-        """Raise ConfigError where a part of the picture may be cut off, or its content moved."""
-        self.filled.check_boxes()
-
-    def place_boxes(self, boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
-        """Return where boxes lie in the picture that the model is given."""
-        return self.filled.place_boxes(boxes, size)
 
 
 class OpenClipImageAdapter(OpenClipTower):

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmzoo import schema
-from mmzoo.batch import Item, ModalityInput, TokenSequence
+from mmzoo.batch import ModalityInput, TokenSequence
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.layers.init import trunc_normal_
-from mmzoo.modalities.base import ModalityAdapter, Preprocess
+from mmzoo.modalities.base import ModalityAdapter
 from mmzoo.modalities.image_preprocess import ImageAugment, ImagePreprocess, Interpolation, Resize
 from mmzoo.modalities.mixed_sizes import Embedded, embed_by_size, fake_images
+from mmzoo.modalities.record_preprocess import RecordPreprocess
 from mmzoo.modalities.timm_zoo import check_name, create_backbone, data_config
 
 
@@ -36,7 +37,7 @@ class MemoryFormat(str, Enum):
     CHANNELS_LAST = "channels_last"
 
 
-class TimmPreprocess(Preprocess):
+class TimmPreprocess(RecordPreprocess):
     """ImagePreprocess with size, mean, deviation and filter from timm's own record, without network."""
 
     @dataclass(kw_only=True)
@@ -79,26 +80,6 @@ class TimmPreprocess(Preprocess):
                 std=self.std or tuple(record["std"]),
                 augment=self.augment,
             )
-
-    def __init__(self, config: Any) -> None:
-        """Read timm's record."""
-        self.config, self.filled = config, ImagePreprocess(config.filled())
-
-    def decode(self, data: bytes, name: str) -> Any:
-        """Read an image file."""
-        return self.filled.decode(data, name)
-
-    def __call__(self, raw: Any, *, generator: torch.Generator | None = None) -> Item:
-        """Turn a picture into an Item (3 h w)."""
-        return self.filled(raw, generator=generator)
-
-    def check_boxes(self) -> None:
-        """Raise ConfigError where a part of the picture may be cut off, or its content moved."""
-        self.filled.check_boxes()
-
-    def place_boxes(self, boxes: Float[Tensor, "k 4"], size: tuple[int, int]) -> Float[Tensor, "k 4"]:
-        """Return where boxes lie in the picture that the model is given."""
-        return self.filled.place_boxes(boxes, size)
 
 
 class TimmAdapter(ModalityAdapter):

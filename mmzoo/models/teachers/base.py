@@ -15,8 +15,8 @@ from mmzoo import schema
 from mmzoo.batch import ModalityInput, Prediction, PredictionKind
 from mmzoo.errors import ConfigError
 from mmzoo.modalities.taught import View
+from mmzoo.models.base import JOINT
 
-JOINT = "+"
 Load = Callable[[str], tuple[nn.Module, dict[str, Any]]]
 """From what names a model to the model and what is saved beside it."""
 

@@ -13,8 +13,9 @@ from torch import nn
 from mmzoo.batch import Batch, ModalityInput, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.heads.pooling import MeanPool
+from mmzoo.models.base import JOINT
 from mmzoo.models.multimodal import MultimodalModel
-from mmzoo.models.teachers.base import JOINT, Teacher, TeacherConfig
+from mmzoo.models.teachers.base import Teacher, TeacherConfig
 
 
 class CheckpointTeacher(Teacher):
