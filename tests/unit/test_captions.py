@@ -15,8 +15,9 @@ from PIL import Image
 
 from mmzoo import registry, schema
 from mmzoo.batch import Batch, Prediction
-from mmzoo.datamodules.captions import in_rounds, keep_apart
+from mmzoo.datamodules.captions import PairSource, in_rounds, keep_apart
 from mmzoo.datamodules.manifest import Manifest
+from mmzoo.datamodules.order import Rank, train_draws
 from mmzoo.datamodules.shard_format import pack
 from mmzoo.errors import ConfigError, DataError, ShapeError
 from mmzoo.modalities.base import Preprocess
@@ -261,3 +262,17 @@ def test_the_contrast_trains_on_one_and_scores_the_first(generator: torch.Genera
     assert several.total.count == 2
     with pytest.raises(ShapeError, match=r"objective/text: samples with several entries; expected one"):
         loss({"image": image, "text": text}, batch, "")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_pairs_stay_apart_on_all_ranks_together(
+    folder: pathlib.Path, reads: Reads, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    source = manifest(folder / "rows.jsonl", reads, captions={"train": "pairs"}).source("train")
+    assert isinstance(source, PairSource)
+    monkeypatch.setattr(Rank, "current", staticmethod(lambda: Rank(0, world)))
+    order = source.order(torch.Generator().manual_seed(0))
+    shares = [train_draws(order, 3, Rank(r, world), drop_last=True).index.split(3) for r in range(world)]
+    for batches in zip(*shares, strict=True):
+        things = [source.things[int(pair)] for batch in batches for pair in batch]
+        assert len(set(things)) == len(things) == 3 * world
