@@ -307,6 +307,8 @@ def _parse_value(hint: Any, node: Any, path: str, faults: list[str]) -> Any:  # 
         return _parse_config(hint, node, path, faults)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         names = [str(m.value) for m in hint]
+        if isinstance(node, bool):  # YAML reads on and off as true and false
+            node = "on" if node else "off"
         if str(node) not in names:
             faults.append(
                 _line(path, _show(node), f"one of {', '.join(names)}", close_matches(str(node), names))
