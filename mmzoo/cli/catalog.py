@@ -25,6 +25,7 @@ GROUP_KINDS = {"recipe": "recipes", "model": "models", "data": "data", "trainer"
 CHECKPOINTS = "checkpoints"
 CONTRAST = ("infonce", "siglip")
 DENOISING = ("denoising_contrast",)
+SCENE = ("m3net_boxes", "m3net_map", "m3net_occupancy")
 DENSE = ("dense_cross_entropy", "balanced_saliency", "normals_l1", "balanced_edge", "depth_l1")
 FACT = re.compile(r"#\s*(\w+):\s+(.+)")
 BYTES_PER_PARAM = 4
@@ -181,9 +182,11 @@ def _recipe_facts(path: Path) -> dict[str, Any]:
     merged = tree("recipe", path)
     tasks = {k: v for k, v in (merged.get("tasks") or {}).items() if isinstance(v, dict)}
     model, data = merged.get("model") or {}, merged.get("data") or {}
+    base = _base_name(path, "model")
+    own = sorted(m for m, v in (model.get("modalities") or {}).items() if v is not None)
     return {
-        "modalities": sorted(m for m, v in (model.get("modalities") or {}).items() if v is not None),
-        "model": _base_name(path, "model"),
+        "modalities": own or _model_facts(base)["modalities"],
+        "model": base,
         "data": str(data.get("type", "")),
         "tasks": sorted({task_kind(t) for t in tasks.values()}),
         "task_names": sorted(tasks),
@@ -191,14 +194,16 @@ def _recipe_facts(path: Path) -> dict[str, Any]:
 
 
 def task_kind(task: Mapping[str, Any]) -> str:
-    """Name what a task is about, by its objective: retrieval, denoising, dense (every pixel) or
-    classification."""
+    """Name what a task is about, by its objective: retrieval, denoising, dense (every pixel), scene (around
+    a vehicle) or classification."""
     objective = task.get("objective") or ""
     kind = objective.get("type", "") if isinstance(objective, dict) else str(objective)
     if kind in DENOISING:
         return "denoising"
     if kind in DENSE:
         return "dense"
+    if kind in SCENE:
+        return "scene"
     return "retrieval" if kind in CONTRAST else "classification"
 
 

@@ -7,7 +7,7 @@ import sys
 
 from mmzoo import run_folder, zoo
 from mmzoo.checkpoints import files
-from mmzoo.cli import console, dense_gallery, gallery, page, plots, results, sources
+from mmzoo.cli import console, dense_gallery, gallery, page, plots, results, scene_gallery, sources
 from mmzoo.cli.results import Results
 from mmzoo.learners.evaluate import evaluate
 from mmzoo.learners.progress import wants_bar
@@ -30,6 +30,7 @@ def after_training(built: Built, folder: RunFolder, *, as_json: bool = False) ->
     run_folder.write_json(folder.path / "model.json", sources.describe(built))
     has_picture = gallery.draw(built, found.split, folder.plots / "retrieval.png")
     has_panels = dense_gallery.draw(built, found.split, folder.plots / "dense.png")
+    has_scenes = scene_gallery.draw(built, found.split, folder.plots / "scenes.png")
     plots.draw_all(folder)
     folder.mark(Status.FINISHED, step=checkpoint["global_step"])
     page.write(folder)
@@ -42,9 +43,12 @@ def after_training(built: Built, folder: RunFolder, *, as_json: bool = False) ->
         console.note(f"picture: {folder.plots / 'retrieval.png'}")
     if has_panels:
         console.note(f"picture: {folder.plots / 'dense.png'}")
+    if has_scenes:
+        console.note(f"picture: {folder.plots / 'scenes.png'}")
     console.note(f"report:  {folder.report}")
     console.note(f"model:   {folder.export}")
-    console.note(f"next: mmzoo eval {folder.path}, mmzoo embed {folder.path} DATA -o out.npz")
+    embed = f", mmzoo embed {folder.path} DATA -o out.npz" if built.model.embeds else ""
+    console.note(f"next: mmzoo eval {folder.path}{embed}")
     return found
 
 

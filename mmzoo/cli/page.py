@@ -28,6 +28,7 @@ def write(folder: RunFolder) -> None:
         html.section("Results", *(_results(r) for r in found.values())),
         html.section("What it retrieves", _picture(folder)),
         html.section("What it sees in every pixel", _panels(folder)),
+        html.section("What it sees around the vehicle", _scenes(folder)),
         html.section("Training", html.grid(_charts(history))),
         html.section("Model and data", _model(model), _data(model)),
         html.section(
@@ -101,6 +102,11 @@ def _picture(folder: RunFolder) -> str:
 def _panels(folder: RunFolder) -> str:
     caption = "Held-out images: for each task the truth, then what was found; grey has no label."
     return html.picture(folder.plots / "dense.png", caption)
+
+
+def _scenes(folder: RunFolder) -> str:
+    caption = "Held-out scenes from above: the truth, then what was found; voxels are brighter the higher."
+    return html.picture(folder.plots / "scenes.png", caption)
 
 
 def _charts(history: Sequence[Mapping[str, Any]]) -> list[str]:

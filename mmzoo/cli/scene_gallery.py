@@ -1,0 +1,104 @@
+"""The picture of scenes around a vehicle: held-out scenes from above, the truth beside what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmzoo.batch import Batch, Prediction, SceneKind
+from mmzoo.cli.scene_panels import Frame, View, sheet
+from mmzoo.datamodules.collate import collate
+from mmzoo.datamodules.scene import grid_of
+from mmzoo.errors import DataError, ShapeError
+from mmzoo.recipe import Built
+
+SHOWN = 4
+"""Scenes, evenly spread over the split; never chosen by result."""
+LEAST_SCORE = 0.15
+"""Boxes found with less are not drawn."""
+
+
+def draw(built: Built, split: str, path: Path) -> bool:
+    """Draw the picture to `path`; False where the run has no task about scenes."""
+    kinds = {
+        name: built.info.scene[task.config.target]
+        for name, task in built.learner.tasks.items()
+        if task.config.target in built.info.scene
+    }
+    wanted = grid_of(built.datamodule.preprocesses)
+    batch = _pick(built, split) if kinds and wanted is not None else None
+    if batch is None or wanted is None:
+        return False
+    targets = {kind: built.learner.tasks[name].config.target for name, kind in kinds.items()}
+    labels = {WORDS[kind]: built.info.labels.get(target, ()) for kind, target in targets.items()}
+    frame = Frame(wanted.grid.range_m, wanted.grid.map_range_m, labels)
+    found = _predict(built, batch, list(kinds))
+    by_kind = {kind: found[name] for name, kind in kinds.items()}
+    pairs = [(_true(batch, targets, i), _found(by_kind, i)) for i in range(len(batch))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet(pairs, frame).save(path)
+    return True
+
+
+WORDS = {SceneKind.BOXES_3D: "boxes", SceneKind.GROUND_MAP: "map", SceneKind.VOXELS: "occupancy"}
+
+
+def _pick(built: Built, split: str) -> Batch | None:
+    """Read scenes evenly spread over a split; unreadable ones were named when it was evaluated."""
+    source = built.datamodule.source(split)
+    count = min(SHOWN, len(source))
+    samples = []
+    for number in range(count):
+        try:
+            samples.append(source.get(number * len(source) // count, None))
+        except (DataError, ShapeError):  # noqa: PERF203 a handful
+            continue
+    return collate(samples) if samples else None
+
+
+@torch.no_grad()
+def _predict(built: Built, batch: Batch, tasks: list[str]) -> dict[str, Prediction | None]:
+    """Return the first pass's prediction of each task, on the host."""
+    training = built.model.training
+    built.model.eval()
+    try:
+        with built.trainer.precision_plugin.forward_context():
+            output = built.model(batch.to(built.model.device), tasks)
+    finally:
+        built.model.train(training)
+    first = {task: next(iter(output.predictions[task].values()), None) for task in tasks}
+    return {task: p and Prediction(p.values.float().cpu(), p.index) for task, p in first.items()}
+
+
+def _true(batch: Batch, targets: dict[SceneKind, str], sample: int) -> View:
+    rows: dict[SceneKind, np.ndarray] = {}
+    for kind, target in targets.items():
+        label = batch.targets.get(target)
+        own = label.index.tolist() if label is not None else []
+        if label is not None and sample in own:
+            rows[kind] = label.rows()[own.index(sample)].numpy()
+    boxes = rows.get(SceneKind.BOXES_3D)
+    ground = rows.get(SceneKind.GROUND_MAP)
+    return View(
+        ground > 0.5 if ground is not None else None,
+        None if boxes is None else boxes[:, [0, 1, 3, 4, 6, 9]].astype(np.float64),
+        rows.get(SceneKind.VOXELS),
+    )
+
+
+def _found(predictions: dict[SceneKind, Prediction | None], sample: int) -> View:
+    rows: dict[SceneKind, torch.Tensor] = {}
+    for kind, prediction in predictions.items():
+        own = prediction.index.tolist() if prediction is not None else []
+        if prediction is not None and sample in own:
+            rows[kind] = prediction.values[own.index(sample)]
+    boxes, ground, voxels = (rows.get(kind) for kind in WORDS)
+    if boxes is not None:
+        boxes = boxes[boxes[:, 9] >= LEAST_SCORE]
+    return View(
+        None if ground is None else (ground > 0).numpy(),
+        None if boxes is None else boxes[:, [0, 1, 3, 4, 6, 10]].double().numpy(),
+        None if voxels is None else voxels.argmax(dim=0).numpy(),
+    )
