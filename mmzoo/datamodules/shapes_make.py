@@ -29,9 +29,9 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
 }
 MISTAKEN = {"red": "orange", "orange": "red", "green": "blue", "blue": "green"}
 """What people who err say instead."""
-SIDES_PX = (12, 26)
+SIDES_PX = (14, 28)
 """Least and largest side of a shape."""
-COUNTS = (3, 5)
+COUNTS = (2, 4)
 """Fewest and most shapes in a picture."""
 PEOPLE, ERR_PROB = 10, 0.1
 RELATIONS = ("left of", "right of", "above", "below")

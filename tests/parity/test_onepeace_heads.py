@@ -4,6 +4,7 @@ the runner: a relative table a layer, type embeddings, two pictures, every head,
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -14,8 +15,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmzoo.checkpoints.loading import load_weights
+from mmzoo.heads.numbers import BoxHead
+from mmzoo.heads.pooling import Pooling
+from mmzoo.models.multimodal import HeadSpec, MultimodalModel
+from mmzoo.models.onepeace.weights import open_onepeace
 from tests.parity import slow_onepeace as slow
-from tests.parity.golden import compare
+from tests.parity.families import onepeace
+from tests.parity.golden import compare, read
 
 DIM, HEADS, DEPTH, HIDDEN, VOCAB, SIDE = 48, 3, 3, 60, 59, 4
 TEXT_BUCKETS, AUDIO_BUCKETS, CHANNELS, KERNEL, GROUPS = 8, 16, 12, 20, 8
@@ -240,6 +247,24 @@ def test_every_output_agrees_with_the_slow_computation(made: pathlib.Path) -> No
     assert {f"head.{name}.logits" for name in SPECS} <= names
     assert {"loss.itc", "loss.itc_label_smoothing_0.1", "adapter.audio.bias2", "hidden.vl.layer2"} <= names
     assert all(row.expected.abs().max() > 0.1 for row in rows if row.name.startswith(("head.", "hidden.")))
+
+
+def test_a_grounding_file_loads_into_the_box_head(made: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Its keys are `classify_head.…`; the head's own name does not matter, and boxes are σ(logits)."""
+    tensors = load_file(made)
+    state = {k.removeprefix("sd."): v for k, v in tensors.items() if k.startswith("sd.")}
+    own = {k.rpartition(".sd.")[2]: v for k, v in tensors.items() if k.startswith("head.grounding.sd.")}
+    assert all(k.startswith("classify_head.") for k in own)
+    torch.save({"model": {**state, **own}, "cfg": {}}, tmp_path / "finetune_refcoco.pt")
+    weights = open_onepeace(tmp_path / "finetune_refcoco.pt")
+    head = BoxHead.Config(num_classes=4, pooling=Pooling.ATTENTION, pool_heads=HEADS, part="image")
+    heads = {"ground": HeadSpec(head=head, passes=["text+image"])}
+    model = MultimodalModel(dataclasses.replace(weights.options(), heads=heads)).eval()
+    report = load_weights(model, weights.for_model(model))
+    assert not report.missing
+    with torch.no_grad():
+        found = model(onepeace.inputs(read(made), model)).predictions["ground"]["text+image"].values
+    torch.testing.assert_close(found, tensors["head.grounding.logits"].sigmoid(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
