@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mmzoo import registry
 from mmzoo.errors import ConfigError, MmzooError, close_matches
+
+DEPTH, PROPOSED = 4, 3
+"""How far down an unknown option is looked for, and how many places are proposed."""
 
 
 @dataclass(kw_only=True)
@@ -146,7 +150,7 @@ class _Walker:
                 _line(".".join(self.done), f"nothing is chosen at {above}", f"{above}.type first", "Do so.")
             )
         if key not in fields:
-            raise self._unknown(key, fields, f"an option of {self.cls.__qualname__}")
+            raise self._no_option(key, fields)
         hint, spec, node = typing.get_type_hints(self.cls)[key], fields[key], self._child(key)
         self.node = node
         table, shape = spec.metadata.get("table"), spec.metadata.get("shape")
@@ -156,6 +160,16 @@ class _Walker:
             self.cls = self._chosen(table, spec.metadata.get("default"))
         else:
             self.cls = self._plain(hint)
+
+    def _no_option(self, key: str, known: Iterable[str]) -> ConfigError:
+        """Return the error of an option that is not here; those of that name further down are proposed."""
+        error = self._unknown(key, known, f"an option of {self.cls.__qualname__}")
+        places = list(itertools.islice(_places(self.cls, self.node, key, DEPTH), PROPOSED))
+        if not places:
+            return error
+        paths = [".".join([*self.done[:-1], place, *self.keys]) for place in places]
+        line, _, _ = str(error).rpartition(". ")
+        return ConfigError(f"{line}. Did you mean {' or '.join(paths)}?")
 
     def _entry(self, table: str, shape: str) -> Any:
         if not self.keys:
@@ -204,6 +218,42 @@ class _Walker:
             key = self._next()
             raise self._unknown(key, [], f"nothing below {'.'.join(self.done[:-1])}")
         return hint
+
+
+def _places(cls: type[Config], node: Any, key: str, depth: int) -> Iterator[str]:
+    """Yield the dotted paths below a Config at which an option is called `key`, the nearest first."""
+    below = list(_children(cls, node))
+    for path, child, _ in below:
+        if key in {f.name for f in dataclasses.fields(child)}:
+            yield f"{path}.{key}"
+    for path, child, own in below if depth > 1 else ():
+        yield from (f"{path}.{place}" for place in _places(child, own, key, depth - 1))
+
+
+def _children(cls: type[Config], node: Any) -> Iterator[tuple[str, type[Config], Any]]:
+    """Yield the Configs that a tree holds right below one: path, class, plain tree."""
+    hints, given = typing.get_type_hints(cls), node if isinstance(node, Mapping) else {}
+    for spec in dataclasses.fields(cls):
+        table, own, hint = spec.metadata.get("table"), given.get(spec.name), hints[spec.name]
+        values = own.items() if isinstance(own, Mapping) else enumerate(own if isinstance(own, list) else ())
+        args = [a for a in typing.get_args(hint) if isinstance(a, type) and issubclass(a, Config)]
+        if table and spec.metadata["shape"] in ("many", "several"):
+            yield from ((f"{spec.name}.{k}", c, v) for k, v in values if (c := _class_of(table, v, None)))
+        elif table:
+            if child := _class_of(table, own, spec.metadata.get("default")):
+                yield spec.name, child, own
+        elif isinstance(hint, type) and issubclass(hint, Config):
+            yield spec.name, hint, own
+        elif args and typing.get_origin(hint) is dict:
+            yield from ((f"{spec.name}.{k}", args[-1], v) for k, v in values)
+
+
+def _class_of(table: str, node: Any, default: str | None) -> type[Config] | None:
+    """Return the Config class that a plain tree chooses, None where it chooses none that there is."""
+    key = (
+        node if isinstance(node, str) else node.get("type", default) if isinstance(node, Mapping) else default
+    )
+    return registry.find(table, key).Config if key in registry.table(table) else None
 
 
 def _parse_config(cls: type[Config], node: Any, where: str, faults: list[str]) -> Any:

@@ -141,11 +141,11 @@ def load_torch(path: Path, *, allow: Mapping[str, Any] | None = None) -> Any:
     try:
         with torch.serialization.safe_globals(extra):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as fault:
-        names = _unsafe_names(path)
-        found = f"it asks for {', '.join(names)}" if names else f"unreadable: {damage(fault)}"
-        raise CheckpointError.at(str(path), found, "tensors and plain containers", DISTRUST) from fault
     except Exception as fault:  # noqa: BLE001,RUF100 a damaged pickle can raise anything at all
+        names = _unsafe_names(path) if isinstance(fault, pickle.UnpicklingError) else []
+        if names:
+            found, expected = f"it asks for {', '.join(names)}", "tensors and plain containers"
+            raise CheckpointError.at(str(path), found, expected, DISTRUST) from fault
         found, do = f"unreadable: {damage(fault)}", "Fetch it again, or use another."
         raise CheckpointError.at(str(path), found, "a torch checkpoint", do) from fault
 
@@ -162,7 +162,7 @@ def _unsafe_names(path: Path) -> list[str]:
 
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (ValueError, RuntimeError):
+    except Exception:  # noqa: BLE001,RUF100 as above
         return []
 
 

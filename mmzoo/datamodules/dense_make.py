@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmzoo.datamodules import nyud, pascal_context
+from mmzoo.datamodules.dense_layouts import NYUD_CLASSES, PASCAL_MAPS, VOC_CLASSES
 from mmzoo.datamodules.pascal_parts import GROUPS, HUMAN
 from mmzoo.datamodules.world_indoor.classes import CLASS, CLASSES
 from mmzoo.datamodules.world_indoor.rooms import IndoorWorldConfig, make_view, view_name
@@ -31,7 +31,7 @@ TO_VOC = {"chair": "chair", "table": "diningtable", "person": "person", "bed": "
 
 def write_nyud(folder: Path, images: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> str:
     """Write so many images in NYUD's layout, a quarter of them in val.txt; say what was written."""
-    number = np.array([1 + nyud.NAMES.index(TO_NYUD[name]) for name in CLASSES], dtype=np.uint8)
+    number = np.array([1 + NYUD_CLASSES.index(TO_NYUD[name]) for name in CLASSES], dtype=np.uint8)
     kinds = ("images", "segmentation", "normals", "edge", "depth", "gt_sets")
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for name, part, made in _scenes(folder, kinds, (images, seed, size)):
@@ -48,8 +48,8 @@ def write_pascal_context(folder: Path, images: int, *, seed: int = 0, size: tupl
     """Write so many images in PASCAL-Context's layout, with lists of class names in `names/`."""
     from scipy.io import savemat
 
-    voc = np.array([pascal_context.NAMES.index(TO_VOC.get(name, "background")) for name in CLASSES], np.uint8)
-    kinds = ("JPEGImages", "semseg/VOC12", "sal_distill", "normals_distill", pascal_context.MAPS)
+    voc = np.array([VOC_CLASSES.index(TO_VOC.get(name, "background")) for name in CLASSES], np.uint8)
+    kinds = ("JPEGImages", "semseg/VOC12", "sal_distill", "normals_distill", PASCAL_MAPS)
     every = (*kinds, "human_parts", "ImageSets/Context", "names")
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for name, part, made in _scenes(folder, every, (images, seed, size)):
@@ -58,7 +58,7 @@ def write_pascal_context(folder: Path, images: int, *, seed: int = 0, size: tupl
         _png(folder / "sal_distill" / f"{name}.png", 255 * made["sal"])
         _png(folder / "normals_distill" / f"{name}.png", encode_normals(made["normals"]))
         numbers = made["semseg"].astype(np.uint16) + 1
-        savemat(folder / pascal_context.MAPS / f"{name}.mat", {"LabelMap": numbers}, do_compression=True)
+        savemat(folder / PASCAL_MAPS / f"{name}.mat", {"LabelMap": numbers}, do_compression=True)
         savemat(folder / "human_parts" / f"{name}.mat", {"anno": annotation(made)}, do_compression=True)
         lists[part].append(name)
     filler = [f"class {n}" for n in range(len(CLASSES) + 1, LABEL_CLASSES + 1)]

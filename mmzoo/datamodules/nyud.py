@@ -19,16 +19,8 @@ from mmzoo.datamodules.dense_files import (
     read_names,
     read_normals,
 )
+from mmzoo.datamodules.dense_layouts import NYUD_CLASSES
 from mmzoo.errors import DataError
-
-NAMES = (
-    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf"),
-    *("picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror"),
-    *("floor mat", "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel"),
-    *("shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp", "bathtub"),
-    *("bag", "other structure", "other furniture", "other prop"),
-)
-"""The forty classes in index order."""
 
 
 class Nyud(DenseFolder):
@@ -62,7 +54,7 @@ class Nyud(DenseFolder):
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
         """Return the forty names, or those of the file given."""
         given = self.config.class_names
-        return {"semseg": read_names(Path(given).expanduser()) if given else NAMES}
+        return {"semseg": read_names(Path(given).expanduser()) if given else NYUD_CLASSES}
 
     def images(self, split: str) -> NyudImages:
         """Return the images of a split."""

@@ -22,20 +22,13 @@ from mmzoo.datamodules.dense_files import (
     read_names,
     read_normals,
 )
+from mmzoo.datamodules.dense_layouts import PASCAL_MAPS, VOC_CLASSES
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.layers.thinning import thin
 
-NAMES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
-    "tvmonitor",
-)
-"""The classes of VOC in index order."""
 ALSO_KEPT = ("tvmonitor",)
 """Class whose normals are kept though the other list has another name for it."""
 NO_CLASS = "unknown"
-MAPS = "pascal-context/trainval"
-"""Folder of the full maps of 459 classes."""
 
 
 class NormalsOf(str, Enum):
@@ -73,7 +66,7 @@ class PascalContext(DenseFolder):
         "human_parts": ("human_parts",),
         "sal": ("sal_distill",),
         "normals": ("normals_distill",),
-        "edge": (MAPS,),
+        "edge": (PASCAL_MAPS,),
     }
     lists = {"train": "ImageSets/Context/train.txt", "test": "ImageSets/Context/val.txt"}  # noqa: RUF012 a table
 
@@ -90,7 +83,7 @@ class PascalContext(DenseFolder):
 
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
         """Return the names of VOC's classes and of the parts."""
-        return {"semseg": NAMES, "human_parts": pascal_parts.NAMES}
+        return {"semseg": VOC_CLASSES, "human_parts": pascal_parts.NAMES}
 
     def images(self, split: str) -> PascalImages:
         """Return the images of a split."""
@@ -144,7 +137,7 @@ class PascalImages(FolderImages):
         normals = read_normals(path)
         if self.kept is None:
             return normals
-        numbers = pascal_parts.read_mat(self.root / MAPS / f"{name}.mat", "LabelMap").astype(np.int64)
+        numbers = pascal_parts.read_mat(self.root / PASCAL_MAPS / f"{name}.mat", "LabelMap").astype(np.int64)
         if numbers.max() >= len(self.kept):
             found, expected = f"class {numbers.max()}", f"at most the {len(self.kept) - 1} of context_names"
             raise DataError.at(name, found, expected, "Complete the list of names.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.server
 import socket
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from local_server import LocalServer, QuietHandler, running
 
 
 @dataclass
@@ -39,16 +39,12 @@ class Script:
         return hashlib.sha256(self.body).hexdigest()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Follows the script of its server."""
 
-    protocol_version = "HTTP/1.1"
     server: FileServer
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 a name of the base class
         script = self.server.script
         with script.lock:
             script.requests.append((self.path, dict(self.headers)))
@@ -111,29 +107,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
 
 
-class FileServer(http.server.ThreadingHTTPServer):
-    """Serves one script on a free port."""
-
-    daemon_threads = True
+class FileServer(LocalServer):
+    """Serves one script."""
 
     def __init__(self, script: Script) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.script, self.pause = script, threading.Event()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/weights.bin"
+        return f"{super().url}/weights.bin"
 
 
-@contextlib.contextmanager
-def serve(script: Script) -> Iterator[str]:
+def serve(script: Script) -> contextlib.AbstractContextManager[str]:
     """Serve a script and return the address of its file."""
-    server = FileServer(script)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server.url
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return running(FileServer(script))

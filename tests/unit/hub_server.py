@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import http.server
 import json
 import re
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from local_server import LocalServer, QuietHandler, running
 
 
 @dataclass
@@ -43,14 +42,10 @@ class Hub:
         return sha if sha in self.repos.get(repo, {}) else None
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Answers what huggingface_hub asks."""
 
-    protocol_version = "HTTP/1.1"
     server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     @property
     def hub(self) -> Hub:
@@ -210,29 +205,14 @@ ROUTES = [
 ]
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """The stand-in on a free port."""
-
-    daemon_threads = True
+class Server(LocalServer):
+    """The stand-in."""
 
     def __init__(self, hub: Hub) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.hub = hub
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-@contextlib.contextmanager
-def serve_hub(hub: Hub) -> Iterator[str]:
+def serve_hub(hub: Hub) -> contextlib.AbstractContextManager[str]:
     """Serve a hub and return its address."""
-    server = Server(hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server.url
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return running(Server(hub))

@@ -49,7 +49,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: pathlib.Path):
             return (pathlib.Path.touch, (tmp_path / "touched",))
 
     torch.save({"mmzoo": Evil(), "state_dict": {}}, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="it asks for .*pathlib"):
+    with pytest.raises(CheckpointError, match=r"it asks for .*pathlib"):
         files.read_checkpoint(tmp_path / "x.ckpt")
     assert not (tmp_path / "touched").exists()
     with pytest.raises(CheckpointError, match="no such file"):

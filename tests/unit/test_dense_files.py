@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from mmzoo.batch import IGNORE, DenseKind, Sample
-from mmzoo.datamodules import nyud, pascal_context, pascal_parts
+from mmzoo.datamodules import pascal_context, pascal_parts
 from mmzoo.datamodules.dense import DenseSource, Fit
+from mmzoo.datamodules.dense_layouts import NYUD_CLASSES, VOC_CLASSES
 from mmzoo.datamodules.dense_make import TO_NYUD, TO_VOC, write_nyud, write_pascal_context
 from mmzoo.datamodules.indoor import Indoor
 from mmzoo.datamodules.inspect import inspect_path
@@ -67,7 +68,7 @@ def test_nyud_gives_back_what_was_written(nyud_root):
     for number in range(3):
         sample, made = found.get(number, None), truth("test", number)
         assert set(sample.targets) == {"semseg", "normals", "edge", "depth"}
-        names = [nyud.NAMES[i] for i in sample.targets["semseg"].flatten().tolist()]
+        names = [NYUD_CLASSES[i] for i in sample.targets["semseg"].flatten().tolist()]
         assert names == [TO_NYUD[CLASSES[i]] for i in made["semseg"].flatten()]
         np.testing.assert_array_equal(sample.targets["depth"][0].numpy(), made["depth"])
         np.testing.assert_array_equal(sample.targets["edge"][0].numpy(), made["edge"])
@@ -140,7 +141,7 @@ def test_pascal_gives_back_what_was_written(pascal_root):
     kept = {CLASS[n] for n in CLASSES if n != "ball"}
     for number in range(len(found)):
         labels, made = found.get(number, None).targets, truth("test", number)
-        names = [pascal_context.NAMES[i] for i in labels["semseg"].flatten().tolist()]
+        names = [VOC_CLASSES[i] for i in labels["semseg"].flatten().tolist()]
         assert names == [TO_VOC.get(CLASSES[i], "background") for i in made["semseg"].flatten()]
         np.testing.assert_array_equal(labels["sal"].numpy(), made["sal"])
         np.testing.assert_array_equal(labels["human_parts"].numpy(), made["human_parts"])
@@ -255,7 +256,7 @@ def test_two_sets_mix_under_one_numbering_of_classes(nyud_root, tmp_path):
     info = data.info()
     names = info.labels["semseg"]
     assert names[: len(CLASSES)] == CLASSES
-    assert len(names) == len(set(CLASSES) | set(nyud.NAMES))
+    assert len(names) == len(set(CLASSES) | set(NYUD_CLASSES))
     assert info.dense["semseg"] is DenseKind.CLASSES
     sample = data.source("test").get(2, None)  # the first of the rooms
     assert sample.id.startswith("rooms/")

@@ -106,6 +106,20 @@ def test_a_modality_beside_a_view_of_itself_is_refused(joint: str):
     assert line.startswith("heads.align.passes: 'text+imag'; expected modalities of the model. Did you mean")
 
 
+@pytest.mark.parametrize(
+    ("name", "override", "proposal"),
+    [
+        ("five_senses", "lr=1", "learner.optim.lr"),
+        ("five_senses", "model.mixer.type=attention", "model.trunk.mixer.type"),
+        ("real_five", "data.root=x", "data.sets.cifar10.root or data.sets.fsdd.root or data.sets.haxby.root"),
+        ("five_senses", "learner.optim.lrr=1", "'lr'"),
+    ],
+)
+def test_an_option_further_down_is_proposed(name: str, override: str, proposal: str):
+    (line,) = faults(override, name=name)
+    assert line.endswith(f". Did you mean {proposal}?")
+
+
 def test_options_of_factors_without_a_rank_are_refused():
     (line,) = faults("model.lora.targets=[w_in]", "model.lora.dropout_prob=0.1")
     assert line == (
