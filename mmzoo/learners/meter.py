@@ -96,7 +96,8 @@ class Meter(pl.Callback):
 def step_cost(model: TaskModel, batch: Batch, tasks: list[str] | None = None) -> tuple[float, int]:
     """Return the FLOPs of a training step on this batch and the number of its real tokens.
 
-    Runs one forward pass without gradients, in evaluation mode, so that no random number is drawn.
+    Runs one forward pass without gradients, in evaluation mode, so that no random number is drawn. What the
+    model runs without gradient in training too (a masked head's teachers) costs the trunk once.
     """
     tokens = 0
 
@@ -108,6 +109,7 @@ def step_cost(model: TaskModel, batch: Batch, tasks: list[str] | None = None) ->
     model.eval()
     try:
         parts = forward_flops(model, lambda: model(batch, tasks))
+        still = model.still_share(batch, tasks)
     finally:
         hook.remove()
         model.train(training)
@@ -115,8 +117,8 @@ def step_cost(model: TaskModel, batch: Batch, tasks: list[str] | None = None) ->
     for stage in model.stages():
         learns = {name: _learns(model.get_submodule(name)) for name in stage.parts}
         for name, learning in learns.items():
-            upstream = before or (stage.chain and learning)
-            total += parts[name] * (1 + int(upstream) + int(learning))
+            back = int(before or (stage.chain and learning)) + int(learning)
+            total += parts[name] * (1 + back * (1 - still if stage.chain else 1))
         before = before or any(learns.values())
     return total, tokens
 

@@ -12,6 +12,7 @@ from torch import nn
 from mmzoo.trunk.moh import MixtureOfHeads
 from mmzoo.trunk.router import Router
 from mmzoo.trunk.routing_stats import RoutingUse, merge_use, routing_use, whole
+from mmzoo.trunk.soft_moe import SoftMoeFeedForward
 
 PREFIX = "routing"
 MATRIX = "experts"
@@ -19,7 +20,7 @@ MATRIX = "experts"
 
 def is_routed(model: nn.Module) -> bool:
     """Return whether some part of the model chooses experts or heads."""
-    return any(isinstance(part, Router | MixtureOfHeads) for part in model.modules())
+    return any(isinstance(part, Router | MixtureOfHeads | SoftMoeFeedForward) for part in model.modules())
 
 
 class RoutingTracker:

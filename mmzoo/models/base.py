@@ -109,6 +109,13 @@ class TaskModel(nn.Module, schema.Configurable, ABC):
     def watch_tokens(self, seen: Callable[[int], None]) -> Any:
         """Tell `seen` after each run how many real tokens there were; `remove()` of the result ends it."""
 
+    def still_share(self, batch: Batch, tasks: Sequence[str] | None = None) -> float:
+        """Return the share of the chain stage's FLOPs that a training step spends on what needs no
+        gradient.
+        """
+        del batch, tasks
+        return 0.0
+
     @abstractmethod
     def fake_batch(self, seed: int) -> Batch:
         """Return one random sample that has every modality, on the CPU."""

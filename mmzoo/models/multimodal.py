@@ -37,6 +37,8 @@ from mmzoo.models.masked import (
     still_passes,
 )
 from mmzoo.trunk.base import MixerContext
+from mmzoo.trunk.packing import lay_out
+from mmzoo.trunk.routing_stats import join_stats
 from mmzoo.trunk.trunk import Trunk, TrunkOutput
 
 RESERVED = frozenset(dir(nn.ModuleDict()))
@@ -58,10 +60,26 @@ class Encoded:
         return {**self.shared, **self.by_task.get(task, {})}
 
     def beside(self, still: Encoded) -> Encoded:
-        """Add passes that ran apart, without gradient; their auxiliary losses have none either."""
+        """Add passes that ran apart, without gradient; their auxiliary losses, which have none either, are
+        dropped.
+        """
         tasks = {**self.by_task, **still.by_task}
         by_task = {t: {**self.by_task.get(t, {}), **still.by_task.get(t, {})} for t in tasks}
-        return dataclasses.replace(self, shared={**self.shared, **still.shared}, by_task=by_task)
+        shared, stats = {**self.shared, **still.shared}, join_stats(self.stats, still.stats)
+        return dataclasses.replace(self, shared=shared, by_task=by_task, stats=stats)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the trunk is to run in a step: the sequences of each pass (hidden ones too), whose they are, which
+    passes each task reads, and which need no gradient.
+    """
+
+    groups: Mapping[str, Sequence[TokenSequence]]
+    owners: Mapping[str, Tensor | None]
+    reads: Mapping[str, Sequence[str]]
+    hidden: Mapping[str, Hidden]
+    still: Sequence[str]
 
 
 class MultimodalModel(TaskModel):
@@ -261,10 +279,8 @@ class MultimodalModel(TaskModel):
         for task in chosen:
             if not getattr(self.heads[task], "takes_several", False):
                 check_single(batch, self.passes[task], f"heads.{task}")
-        masked = {t: h for t in chosen if isinstance(h := self.heads[t], MaskedHead)}
-        reads = {t: masked[t].teachers() if t in masked else self.passes[t] for t in chosen}
-        wanted = dict.fromkeys(p for own in reads.values() for p in own)
-        encoded = self._encode(batch, tuple(wanted), ctx, reads, masked)
+        masked, reads = self._reads(chosen)
+        encoded = self._encode(batch, _united(reads), ctx, reads, masked)
         dense = {task: encoded.of(task) for task in chosen if task in self.dense}
         decoded = self._decode(batch, dense, ctx)
         predictions: dict[str, dict[str, Prediction]] = {}
@@ -282,6 +298,25 @@ class MultimodalModel(TaskModel):
                 predictions[task] = {p: head(s, p) for p, s in own.items()}
         stats = {**encoded.stats, **decoded.stats}
         return ModelOutput(predictions, {**encoded.aux, **decoded.aux}, stats)
+
+    def _reads(self, tasks: Sequence[str]) -> tuple[dict[str, MaskedHead], dict[str, Sequence[str]]]:
+        """Return the masked heads among these tasks, and the whole passes that each task reads."""
+        masked = {t: h for t in tasks if isinstance(h := self.heads[t], MaskedHead)}
+        return masked, {t: masked[t].teachers() if t in masked else self.passes[t] for t in tasks}
+
+    def still_share(self, batch: Batch, tasks: Sequence[str] | None = None) -> float:
+        """Return the share of the trunk's FLOPs that a training step spends on passes without gradient."""
+        masked, reads = self._reads(list(self.heads) if tasks is None else list(tasks))
+        with torch.enable_grad():
+            ctx = MixerContext(training=self.training)
+            plan = self._plan(batch, _united(reads), ctx, reads, masked)
+        if not plan.still:
+            return 0.0
+        costs = [
+            self.trunk.flops(lay_out([plan.groups[p] for p in names], self.trunk.modalities)[0].lengths)
+            for names in (plan.still, plan.groups)
+        ]
+        return costs[0] / max(costs[1], 1)
 
     def _decode(
         self, batch: Batch, dense: Mapping[str, Mapping[str, Encoding]], ctx: MixerContext | None
@@ -329,7 +364,24 @@ class MultimodalModel(TaskModel):
         masked: Mapping[str, MaskedHead] | None = None,
     ) -> Encoded:
         """Embed each modality once, then run the passes, those that masked heads hide tokens of too."""
-        masked = masked or {}
+        ctx = ctx or MixerContext(training=self.training)
+        plan = self._plan(batch, passes, ctx, tasks, masked or {})
+        groups = plan.groups
+        encoded = self._run({p: g for p, g in groups.items() if p not in plan.still}, ctx, plan)
+        with torch.no_grad():
+            apart = dataclasses.replace(ctx, stats={})
+            calm = self._run({p: groups[p] for p in plan.still}, apart, plan)
+        return dataclasses.replace(encoded.beside(calm), hidden=plan.hidden)
+
+    def _plan(
+        self,
+        batch: Batch,
+        passes: tuple[str, ...],
+        ctx: MixerContext,
+        tasks: Mapping[str, Sequence[str]],
+        masked: Mapping[str, MaskedHead],
+    ) -> Passes:
+        """Embed each modality once, draw what masked heads hide, say what the trunk is to run."""
         needed = dict.fromkeys(m for p in passes for m in p.split(JOINT))
         for name in needed:
             self.adapter(name)
@@ -340,7 +392,6 @@ class MultimodalModel(TaskModel):
         spreads = {p: spread(g, p) for p, g in present.items() if g}
         groups: dict[str, Sequence[TokenSequence]] = {p: s.group for p, s in spreads.items()}
         owners = {p: s.owners for p, s in spreads.items()}
-        ctx = ctx or MixerContext(training=self.training)
         students = Students()
         if masked:
             adapters = {m: self.adapter(m) for m in embedded}
@@ -350,22 +401,18 @@ class MultimodalModel(TaskModel):
         whole = {p for task, own in tasks.items() if task not in masked for p in own}
         still = still_passes(groups, whole | set(students.groups), self.adapters, self.trunk)
         reads = {task: [*own, *students.keys(task)] for task, own in tasks.items()}
-        encoded = self._run({p: g for p, g in groups.items() if p not in still}, ctx, reads, owners)
-        with torch.no_grad():
-            apart = dataclasses.replace(ctx, stats={})
-            calm = self._run({p: groups[p] for p in still}, apart, reads, owners)
-        return dataclasses.replace(encoded.beside(calm), hidden=students.hidden)
+        return Passes(groups, owners, reads, students.hidden, still)
 
     def _run(
         self,
         groups: Mapping[str, Sequence[TokenSequence]],
         ctx: MixerContext,
-        tasks: Mapping[str, Sequence[str]],
-        owners: Mapping[str, Tensor | None],
+        plan: Passes,
     ) -> Encoded:
-        """Run passes through the trunk in one packed buffer; `owners` as `spread` gives them."""
+        """Run some passes of a plan through the trunk in one packed buffer."""
         if not groups:
             return Encoded(stats=ctx.stats)
+        tasks, owners = plan.reads, plan.owners
         places = {p: i for i, p in enumerate(groups)}
         present = {task: found for task, own in tasks.items() if (found := [p for p in own if p in places])}
         reads = {task: [places[p] for p in own] for task, own in present.items()}
@@ -427,6 +474,11 @@ class MultimodalModel(TaskModel):
         if self.decoder is not None:
             parts["decoder"] = self.decoder
         return parts | {f"heads.{t}": h for t, h in self.heads.items()}
+
+
+def _united(reads: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return every pass that some task reads, once."""
+    return tuple(dict.fromkeys(p for own in reads.values() for p in own))
 
 
 def _encodings(

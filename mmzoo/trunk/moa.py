@@ -29,8 +29,8 @@ from mmzoo.trunk.routing_stats import SUFFIX, RoutingRecord
 class MixtureOfAttention(TokenMixer):
     """y = sum_k g_k Wo_{e_k} softmax(Wq_{e_k} x K^T / sqrt(w)) V; all experts share one head of K and V.
 
-    Why: a token picks as many experts as a plain layer has heads, so cost is that of plain attention while
-    experts can specialise, by task with router task_topk.
+    Why: a token picks router.top_k experts, each one head; by default as many as a plain layer has heads, so
+    cost is that of plain attention while experts can specialise, by task with router task_topk.
     Weights: `w_q` (e, w, d), `w_out` (e, d, w), `kv.*` (2w, d), `router.*`.
     Ref: Zhang et al. 2022 (MoA), section 3; Chen et al. 2023 (Mod-Squad), section 3.
     """
@@ -42,14 +42,14 @@ class MixtureOfAttention(TokenMixer):
 
     @dataclass(kw_only=True)
     class Config(schema.Config):
-        """Sizes; a token has as many experts as the trunk has heads."""
+        """Sizes, and who chooses."""
 
         num_experts: int = 8
         """experts to choose from"""
         head_dim: int | None = None
         """width of a head; null: dim / heads"""
         router: Any = schema.one("routers", "topk")
-        """who chooses; its top_k is the number of heads"""
+        """who chooses; its top_k is the number of a token's heads, null: as many as the trunk has"""
         balance: BalanceConfig = field(default_factory=BalanceConfig)
         """losses that keep experts in use"""
         backend: Backend = Backend.AUTO
@@ -65,7 +65,8 @@ class MixtureOfAttention(TokenMixer):
             found = type(config.router).__qualname__
             raise ConfigError.at("trunk.mixer.router", found, "a router with top_k", "Choose topk.")
         self.head_dim = config.head_dim or dim // num_heads
-        options = dataclasses.replace(config.router, top_k=num_heads)
+        self.top_k = num_heads if config.router.top_k is None else config.router.chosen
+        options = dataclasses.replace(config.router, top_k=self.top_k)
         count = config.num_experts
         self.router: Router = options.build(dim=dim, num_experts=count, modalities=(), tasks=tasks)
         self.task_dependent, self.task_dim = self.router.task_dependent, self.router.task_dim
@@ -109,12 +110,20 @@ class MixtureOfAttention(TokenMixer):
         z = grouped_linear(heads.flatten(0, 1).index_select(0, rows), self.w_out, order.ends)
         return gather(z, routing.weights_tk, order)
 
+    def check(self, seq: SeqInfo) -> None:
+        """Raise too where a bias is meant for other heads."""
+        super().check(seq)
+        for bias in seq.biases[0] if seq.biases else ():
+            if bias is not None and bias.shape[1] not in (1, self.top_k):
+                found, do = f"a bias for {bias.shape[1]} heads", "Leave router.top_k null."
+                raise ConfigError.at("trunk.mixer (moa)", found, f"one for {self.top_k}", do)
+
     def prepare(self, seq: SeqInfo, layer: int) -> None:
         """Merge bias and masks of the layer."""
-        prepare(segments_of(seq, layer), self.num_heads, seq.cu_seqlens.device, self.config.backend)
+        prepare(segments_of(seq, layer), self.top_k, seq.cu_seqlens.device, self.config.backend)
 
     def flops(self, lengths: Any) -> int:
         """Count the chosen experts, keys and values, the router, and attention of the active heads."""
-        tokens, width = sum(lengths), self.num_heads * self.head_dim
+        tokens, width = sum(lengths), self.top_k * self.head_dim
         weights = 2 * self.dim * width + num_weights(self.kv) + self.config.num_experts * self.dim
         return 2 * weights * tokens + 4 * width * sum(n * n for n in lengths)

@@ -107,7 +107,7 @@ class MoeFeedForward(FeedForward):
     def flops(self, tokens: int, segments: int = 1) -> int:
         """Count the router, top_k experts and the shared ones for each token."""
         del segments
-        top_k = getattr(self.config.router, "top_k", self.config.num_experts)
+        top_k = getattr(self.config.router, "chosen", self.config.num_experts)
         router = 2 * tokens * self.config.num_experts * (self.dim + self.task_dim)
         shared = 0 if self.shared is None else 2 * tokens * num_weights(self.shared)
         return router + self.experts.flops(tokens * top_k) + shared

@@ -27,6 +27,9 @@ from mmzoo.trunk.routing_stats import SUFFIX, RoutingRecord
 TIE_NOISE_STD = 1e-4
 """Initial router weights: near zero, so that weights start at 1, yet no two heads tie."""
 
+SPREAD_FLOOR = 1e-6
+"""Least standard deviation of the lengths of a token's queries that is divided by."""
+
 
 class HeadRouter(str, Enum):
     """Who chooses heads."""
@@ -177,7 +180,10 @@ class MixtureOfHeads(TokenMixer):
         if self.top_k == 0:
             return F.pad(ones, (0, self.routed)), None
         lengths = q[:, self.shared :].float().norm(dim=2)
-        logits = lengths / lengths.std(dim=1, keepdim=True) if self.routed > 1 else lengths
+        logits = lengths
+        if self.routed > 1:  # where all are equally long they are equally likely
+            spread = lengths.std(dim=1, keepdim=True).clamp(min=SPREAD_FLOOR)
+            logits = (lengths - lengths.mean(dim=1, keepdim=True)) / spread
         probs = torch.softmax(logits, dim=1)
         chosen = probs.topk(self.top_k, dim=1).indices
         hard = torch.zeros_like(probs).scatter(1, chosen, 1.0)

@@ -20,6 +20,7 @@ from mmzoo.errors import ConfigError
 from mmzoo.trunk.base import MixerContext
 from mmzoo.trunk.plan import SeqInfo
 
+DEFAULT_TOP_K = 2
 NOISE_FLOOR = 1e-2
 """Least standard deviation of learned noise (Shazeer et al. 2017)."""
 
@@ -47,8 +48,8 @@ class Noise(str, Enum):
 class TopKConfig(schema.Config):
     """How experts are chosen from logits."""
 
-    top_k: int = 2
-    """experts a token"""
+    top_k: int | None = None
+    """experts a token; null: 2, in attention as many as the trunk has heads"""
     weights: GateWeights = GateWeights.RENORMALISED
     """how the chosen experts are weighted"""
     noise: Noise = Noise.NONE
@@ -60,11 +61,16 @@ class TopKConfig(schema.Config):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.top_k < 1:
+        if self.chosen < 1:
             raise ConfigError.at("router.top_k", str(self.top_k), "at least 1", "Raise it.")
         if self.noise_std < 0 or self.prob_offset < 0:
             found = f"{self.noise_std}, {self.prob_offset}"
             raise ConfigError.at("router.noise_std, prob_offset", found, "0 or more", "Raise them.")
+
+    @property
+    def chosen(self) -> int:
+        """Return how many experts a token has."""
+        return DEFAULT_TOP_K if self.top_k is None else self.top_k
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def route(
     probs = torch.softmax(logits, dim=1)
     if config.prob_offset:
         probs = probs + config.prob_offset
-    weights, experts = probs.topk(config.top_k, dim=1)
+    weights, experts = probs.topk(config.chosen, dim=1)
     if config.weights is GateWeights.RENORMALISED:
         weights = weights / weights.sum(1, keepdim=True)
     return Routing(experts, weights, probs, logits, clean, noise_std_te)
@@ -134,6 +140,10 @@ class Router(nn.Module, schema.Configurable):
         super().__init__()
         self.config, self.dim, self.num_experts = config, dim, num_experts
         self.modalities, self.tasks = modalities, tasks
+        self.make()
+
+    def make(self) -> None:
+        """Make the weights, if there are any, from what the constructor kept."""
 
     def forward(self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext) -> Routing:
         """Decide."""
@@ -149,8 +159,8 @@ class Gate(nn.Module):
     def __init__(self, dim: int, num_experts: int, config: TopKConfig) -> None:
         """Make the weights; a model of fewer experts than top_k is refused."""
         super().__init__()
-        if config.top_k > num_experts:
-            found = f"{config.top_k} of {num_experts} experts"
+        if config.chosen > num_experts:
+            found = f"{config.chosen} of {num_experts} experts"
             raise ConfigError.at("router.top_k", found, "at most as many as there are", "Lower it.")
         self.config, self.num_experts = config, num_experts
         self.weight = nn.Parameter(torch.randn(num_experts, dim) * dim**-0.5 * 0.1)

@@ -25,18 +25,9 @@ class TopKRouter(Router):
     class Config(TopKConfig):
         """How experts are chosen."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dim: int,
-        num_experts: int,
-        modalities: tuple[str, ...],
-        tasks: tuple[str, ...],
-    ) -> None:
+    def make(self) -> None:
         """Make the gate."""
-        super().__init__(config, dim=dim, num_experts=num_experts, modalities=modalities, tasks=tasks)
-        self.gate = Gate(dim, num_experts, config)
+        self.gate = Gate(self.dim, self.num_experts, self.config)
 
     def forward(self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext) -> Routing:
         """Decide by the token."""
@@ -56,19 +47,12 @@ class TaskTopKRouter(Router):
     class Config(TopKConfig):
         """How experts are chosen."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dim: int,
-        num_experts: int,
-        modalities: tuple[str, ...],
-        tasks: tuple[str, ...],
-    ) -> None:
+    def make(self) -> None:
         """Make a gate for each task."""
-        super().__init__(config, dim=dim, num_experts=num_experts, modalities=modalities, tasks=tasks)
-        _need_tasks("task_topk", tasks)
-        self.gates = nn.ModuleDict({task: Gate(dim, num_experts, config) for task in tasks})
+        _need_tasks("task_topk", self.tasks)
+        self.gates = nn.ModuleDict(
+            {task: Gate(self.dim, self.num_experts, self.config) for task in self.tasks}
+        )
 
     def forward(self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext) -> Routing:
         """Decide by the token, each task's copies with its own gate."""
@@ -106,20 +90,11 @@ class TaskEmbeddingRouter(Router):
             if self.task_dim < 1:
                 raise ConfigError.at("router.task_dim", str(self.task_dim), "at least 1", "Raise it.")
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dim: int,
-        num_experts: int,
-        modalities: tuple[str, ...],
-        tasks: tuple[str, ...],
-    ) -> None:
+    def make(self) -> None:
         """Make the gate."""
-        super().__init__(config, dim=dim, num_experts=num_experts, modalities=modalities, tasks=tasks)
-        _need_tasks("task_embedding", tasks)
-        self.task_dim = config.task_dim
-        self.gate = Gate(dim + config.task_dim, num_experts, config)
+        _need_tasks("task_embedding", self.tasks)
+        self.task_dim = self.config.task_dim
+        self.gate = Gate(self.dim + self.task_dim, self.num_experts, self.config)
 
     def forward(self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext) -> Routing:
         """Decide by the token and the vector of its task."""
@@ -148,21 +123,12 @@ class ModalityRouter(Router):
         """modality -> experts it may use; a modality left out has an equal share of its own, and all share
         what is left over"""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dim: int,
-        num_experts: int,
-        modalities: tuple[str, ...],
-        tasks: tuple[str, ...],
-    ) -> None:
+    def make(self) -> None:
         """Make the gate and say who may use what."""
-        super().__init__(config, dim=dim, num_experts=num_experts, modalities=modalities, tasks=tasks)
-        if not modalities:
+        if not self.modalities:
             do = "Choose topk, task_topk or task_embedding."
             raise ConfigError.at("router modality", "a mixer", "a feed-forward", do)
-        self.gate = Gate(dim, num_experts, config)
+        self.gate = Gate(self.dim, self.num_experts, self.config)
         self.allowed = self._allowed()
         self._forbidden: dict[torch.device, Tensor] = {}
 
@@ -176,9 +142,9 @@ class ModalityRouter(Router):
         allowed: dict[str, tuple[int, ...]] = {}
         for i, name in enumerate(self.modalities):
             own = self.config.experts.get(name, [*range(i * each, (i + 1) * each), *shared])
-            if len(set(own)) < self.config.top_k or not set(own) <= set(range(self.num_experts)):
-                found = f"{own} of {self.num_experts} experts, top_k {self.config.top_k}"
-                expected = f"at least {self.config.top_k} of 0 to {self.num_experts - 1}"
+            if len(set(own)) < self.config.chosen or not set(own) <= set(range(self.num_experts)):
+                found = f"{own} of {self.num_experts} experts, top_k {self.config.chosen}"
+                expected = f"at least {self.config.chosen} of 0 to {self.num_experts - 1}"
                 do = "Give more experts, or lower router.top_k."
                 raise ConfigError.at(f"router.experts.{name}", found, expected, do)
             allowed[name] = tuple(sorted(set(own)))
@@ -209,19 +175,10 @@ class SoftRouter(Router):
     class Config(schema.Config):
         """It has no options."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dim: int,
-        num_experts: int,
-        modalities: tuple[str, ...],
-        tasks: tuple[str, ...],
-    ) -> None:
+    def make(self) -> None:
         """Make the gate."""
-        super().__init__(config, dim=dim, num_experts=num_experts, modalities=modalities, tasks=tasks)
-        self.choice = TopKConfig(top_k=num_experts)
-        self.gate = Gate(dim, num_experts, self.choice)
+        self.choice = TopKConfig(top_k=self.num_experts)
+        self.gate = Gate(self.dim, self.num_experts, self.choice)
 
     def forward(self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext) -> Routing:
         """Weight all experts by the token."""

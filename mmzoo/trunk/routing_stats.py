@@ -94,6 +94,21 @@ class ExpertUse:
         }
 
 
+@dataclass(frozen=True)
+class RoutingRecords:
+    """The records of one layer in several forwards, as of passes that ran apart."""
+
+    parts: tuple[RoutingRecord, ...]
+
+    def use(self) -> dict[tuple[str, str], ExpertUse]:
+        """Return the sums by (task, modality) over all of them."""
+        found: dict[tuple[str, str], ExpertUse] = {}
+        for part in self.parts:
+            for key, use in part.use().items():
+                found[key] = found[key].merge(use) if key in found else use
+        return found
+
+
 RoutingUse = dict[str, dict[tuple[str, str], ExpertUse]]
 """Place (`3` the feed-forward of block 3, `3/heads` its attention) -> (task, modality) -> sums."""
 
@@ -103,9 +118,22 @@ def routing_use(stats: Mapping[str, Any]) -> RoutingUse:
     found: RoutingUse = {}
     for key, value in stats.items():
         place, _, name = key.rpartition("/")
-        if name == SUFFIX and isinstance(value, RoutingRecord):
+        if name == SUFFIX and isinstance(value, RoutingRecord | RoutingRecords):
             found[place] = value.use()
     return found
+
+
+def join_stats(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stats of two forwards of one step: records of the same layer count together, of anything
+    else that both have the first one's stays.
+    """
+    joined = {**second, **first}
+    for key in first.keys() & second.keys():
+        both = first[key], second[key]
+        if all(isinstance(value, RoutingRecord | RoutingRecords) for value in both):
+            parts = [v.parts if isinstance(v, RoutingRecords) else (v,) for v in both]
+            joined[key] = RoutingRecords((*parts[0], *parts[1]))
+    return joined
 
 
 def merge_use(first: RoutingUse, second: RoutingUse) -> RoutingUse:

@@ -97,6 +97,23 @@ def test_query_norm_is_hard_and_has_a_gradient(generator):
     assert bool(q.grad[:, 4:].any())
 
 
+def test_queries_of_equal_length_are_equally_likely():
+    """A spread of 0, as where a token is zero, gives even probabilities and finite gradients."""
+    made = mixer(router="query_norm", shared_heads=4, top_k=2, qkv_bias="none")
+    q = torch.zeros(3, HEADS, 2)
+    q[1] = torch.tensor([3.0, 4.0])
+    q[2] = torch.randn(HEADS, 2, generator=torch.Generator().manual_seed(0))
+    q.requires_grad_()
+    gates, routing = made.gates(torch.zeros(3, DIM), q)
+    assert routing is not None
+    torch.testing.assert_close(routing.probs_te[:2], torch.full((2, 4), 0.25))
+    assert (gates.sum(1) == 6).all()
+    (gates * torch.arange(HEADS)).sum().backward()
+    assert q.grad is not None
+    assert bool(q.grad.isfinite().all())
+    assert bool(q.grad[2].any())
+
+
 def test_its_choices_are_recorded_and_balanced(generator):
     packed, made, context = buffer(generator), mixer(shared_heads=2, top_k=3), MixerContext(layer=4)
     made.prepare(packed.seq, 0)

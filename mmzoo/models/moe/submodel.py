@@ -59,7 +59,7 @@ def extract_submodel(
     if isinstance(config.router, ModalityRouter.Config):
         do = "Choose topk, task_topk or task_embedding."
         raise ConfigError.at("model.trunk.ffn.router", "modality", "a router without fixed experts", do)
-    kept = _kept(model, use, config.router.top_k, min_share)
+    kept = _kept(model, use, config.router.chosen, min_share)
     count = len(next(iter(kept.values())))
     heads = {task: model.config.heads[task]}
     ffn = dataclasses.replace(config, num_experts=count)
