@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 
 from mmzoo import compose, configs, schema, zoo
 from mmzoo.batch import DataInfo
+from mmzoo.checkpoints.loading import LoadReport
 from mmzoo.datamodules.base import DataModule
 from mmzoo.errors import ConfigError, MmzooError, close_matches
 from mmzoo.learners.baselines import check_baselines
@@ -25,6 +27,7 @@ from mmzoo.learners.tasks import Task, TaskConfig, faults_of, modalities_of, wit
 from mmzoo.learners.teaching import open_classroom
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
 from mmzoo.models.base import TaskModel, owner_of
+from mmzoo.zoo import pretrained
 
 
 class Resume(str, Enum):
@@ -89,6 +92,8 @@ class Built:
     learner: MultitaskLearner
     trainer: pl.Trainer
     info: DataInfo
+    started: LoadReport | None = None
+    """what became of the tensors of `init_from`"""
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> RecipeConfig:
@@ -98,12 +103,21 @@ def load(name: str, overrides: Sequence[str] = ()) -> RecipeConfig:
 
 def from_dict(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> RecipeConfig:
     """Check a tree, such as the config.yaml of a run, with overrides applied."""
+    overrides, card = pretrained.expand(overrides)
     _import(tree.get("plugins"))
-    whole = compose.override(RecipeConfig, tree, overrides, "recipe")
-    _import(whole.get("plugins"))
-    config: RecipeConfig = schema.parse(RecipeConfig, _chosen_tasks(whole))
+    config = _parsed(tree, overrides)
+    if card:
+        used = modalities_of(config.tasks, tuple(config.model.modalities), tuple(config.model.inputs))
+        config = _parsed(tree, pretrained.advised(overrides, card, used))
+        config = dataclasses.replace(config, model=pretrained.used_only(config.model, used))
     check_names(config)
     return config
+
+
+def _parsed(tree: Mapping[str, Any], overrides: Sequence[str]) -> RecipeConfig:
+    whole = compose.override(RecipeConfig, copy.deepcopy(tree), overrides, "recipe")
+    _import(whole.get("plugins"))
+    return schema.parse(RecipeConfig, _chosen_tasks(whole))
 
 
 def check_names(config: RecipeConfig) -> None:
@@ -181,15 +195,19 @@ def build(
     model = owner(options if fetch else owner.bare(options))
     learner: MultitaskLearner = config.learner.build(model, config.tasks, info, seed=config.seed)
     learner.log_every_steps, learner.classroom = config.trainer.log_every_steps, classroom
+    started: LoadReport | None = None
     if config.init_from:
-        zoo.start_from(model, config.init_from, fresh=config.init_fresh, allow_partial=config.allow_partial)
+        started = zoo.start_from(
+            model, config.init_from, fresh=config.init_fresh, allow_partial=config.allow_partial
+        )
     if fetch:
+        pretrained.warn(model, started)
         model.start()
     model.speed_up(checkpointing=config.trainer.checkpointing.value, compiled=config.trainer.compile)
     trainer = build_trainer(config.trainer, run_dir, callbacks, loggers)
     config = dataclasses.replace(config, model=options)
     learner.meta = {**zoo.describe(model, info, config.to_dict()), "teachers": classroom.describe()}
-    return Built(config, model, datamodule, learner, trainer, info)
+    return Built(config, model, datamodule, learner, trainer, info, started)
 
 
 def _check(

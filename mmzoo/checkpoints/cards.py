@@ -89,6 +89,8 @@ class Card(schema.Config):
     """of the weights; empty where nobody has published it: then size and layout are all that is checked"""
     metrics: list[Metric] = field(default_factory=list)
     """what was measured"""
+    fine_tune: dict[str, list[str]] = field(default_factory=dict)
+    """modality -> overrides recommended to recipes that read it alone and say `model=ARCH.TAG`"""
     training: dict[str, Any] = field(default_factory=dict)
     """commands, commit and an excerpt of the log"""
     deprecated_names: list[str] = field(default_factory=list)

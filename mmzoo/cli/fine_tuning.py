@@ -12,6 +12,7 @@ from mmzoo.models.finetune.graft import donors
 from mmzoo.models.finetune.lora import is_factor, lora_layers
 from mmzoo.models.finetune.parts import summarise
 from mmzoo.recipe import Built
+from mmzoo.zoo import pretrained
 
 SHOWN = 6
 """Names in a line before the rest is counted."""
@@ -24,8 +25,10 @@ def facts(built: Built) -> dict[str, Any]:
     found = {
         "init_from": config.init_from,
         "trunk_from": getattr(getattr(config.model, "trunk", None), "init_from", ""),
+        "anew": pretrained.anew(model, built.started),
         "ffn_from": donors(config.model.modalities),
         "frozen": frozen(model),
+        "frozen_at_random": pretrained.untrained(model, built.started),
         "lora": _lora(model),
         "learning_rates": learning_rates(model, learner.optim),
         "unfreeze": _unfreeze(built),
@@ -39,8 +42,10 @@ def lines(built: Built) -> dict[str, str]:
     found = facts(built)
     said = {
         "starts from": " and ".join(v for k in ("init_from", "trunk_from") if (v := found.get(k, ""))),
+        "starts anew": _listed(found.get("anew", [])),
         "FFN copied": ", ".join(f"{new} from {old}" for new, old in found.get("ffn_from", {}).items()),
         "frozen": _listed(found.get("frozen", [])),
+        "frozen at random": _listed(found.get("frozen_at_random", [])),
         "LoRA": _lora_line(found.get("lora", {})),
         "rates by part": ", ".join(f"{r['part']} {r['lr']:.2e}" for r in found.get("learning_rates", [])),
         "unfreezing": "; ".join(

@@ -200,6 +200,9 @@ def _print_checkpoint(name: str, facts: Mapping[str, Any]) -> None:
     if card.metrics:
         rows = [(m.data, m.metric, f"{m.value:g}", m.protocol) for m in card.metrics]
         console.say("\n" + console.table(("data", "figure", "value", "protocol"), rows, right=(2,)))
+    if card.fine_tune:
+        advice = {f"model={name}, {m} alone": " ".join(options) for m, options in card.fine_tune.items()}
+        console.say("\n" + console.pairs(advice))
     commands = card.training.get("commands", [])
     if commands:
         console.say("\n" + "\n".join(f"$ {command}" for command in commands))

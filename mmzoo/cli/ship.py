@@ -98,6 +98,7 @@ def _check(found: Results, before: Mapping[str, float], folder: Path) -> None:
 def _card(arch: str, tag: str, folder: RunFolder, found: Results) -> str:
     weights = cards.SHIPPED / f"{arch}.{tag}" / files.WEIGHTS
     config = files.read_config(weights.parent)
+    known = cards.cards().get(f"{arch}.{tag}")
     tree = {
         "arch": arch,
         "tag": tag,
@@ -110,6 +111,7 @@ def _card(arch: str, tag: str, folder: RunFolder, found: Results) -> str:
         "bytes": weights.stat().st_size,
         "sha256": config["sha256"],
         "metrics": _metrics(config["recipe"], found),
+        "fine_tune": known.fine_tune if known else {},
         "training": _training(f"{arch}.{tag}", folder, config),
     }
     recipe = config["recipe"]["name"]
