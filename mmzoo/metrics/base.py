@@ -60,7 +60,8 @@ class Metric(schema.Configurable):
         raise NotImplementedError
 
     def names(self) -> tuple[str, ...]:
-        """Return the last words of the names of all figures it may give; empty where that is not known."""
+        """Return the last words of the names of all figures it may give; empty where data
+        have a say in them."""
         return ()
 
     def figures(self, state: Any, context: MetricContext) -> dict[str, np.ndarray]:
