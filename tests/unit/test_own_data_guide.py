@@ -50,6 +50,16 @@ def test_the_manifest_is_read_as_the_guide_says(tmp_path: pathlib.Path) -> None:
     assert info.counts == {"train": 2, "val": 0, "test": 1}
 
 
+def test_the_labels_of_numbers_are_read_as_the_guide_says(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(next(text for text in blocks("csv") if "x1" in text))
+    tree: Any = OmegaConf.to_container(OmegaConf.create(next(t for t in blocks("yaml") if "scored" in t)))
+    options = {k: v for k, v in tree["data"].items() if k != "type"} | {"path": str(path)}
+    info = Manifest(schema.parse(Manifest.Config, options), {}).info()
+    assert info.labels["answers"] == ("black", "brown", "red")
+    assert {target: kind.value for target, kind in info.numeric.items()} == {"age": "numbers", "box": "boxes"}
+
+
 def test_the_table_of_extensions_is_true() -> None:
     rows = re.findall(
         r"^\| ([a-z0-9., ]+?)(?: \(.*\))? \| (\w+) \|$", GUIDE.read_text(encoding="utf-8"), re.M
