@@ -140,6 +140,7 @@ class Manifest(DataModule):
             separator=config.separator,
             scored=config.scored,
             numbers=config.numbers,
+            apart=config.choices.modalities,
         )
         columns = find_columns(plain, path, told)
         records = [columns.record(row, i + 1, path) for i, row in enumerate(plain)]

@@ -109,6 +109,8 @@ class Told:
     separator: str = "|"
     scored: Sequence[str] = ()
     numbers: Mapping[str, NumbersConfig] = field(default_factory=dict[str, NumbersConfig])
+    apart: Sequence[str] = ()
+    """modalities that are read from other columns, so that these may hold none"""
 
     @property
     def measured(self) -> list[str]:
@@ -123,7 +125,7 @@ def find_columns(rows: Sequence[Row], path: Path, told: Told) -> Columns:
         if wanted not in names:
             raise ConfigError.at(str(path), f"no column {wanted!r}", "a column", close_matches(wanted, names))
     found = dict(told.inputs) or {m: n for n in names if (m := _modality(n, rows, path.parent))}
-    if not found:
+    if not found and not told.apart:
         expected = f"a column named {', '.join(KINDS)}, or one that names files"
         raise ConfigError.at(
             str(path), f"columns {', '.join(names)}", expected, "Set data.inputs={image: column}."

@@ -139,6 +139,14 @@ def test_a_table_has_them_in_one_cell(tmp_path: pathlib.Path, reads: Reads) -> N
     assert told(data) == [(["what, now? yes", "what, now? no", "what, now? maybe"], 1)]
 
 
+def test_questions_may_stand_alone(tmp_path: pathlib.Path, reads: Reads) -> None:
+    row = {"question": "2 + 2?", "choices": ["four", "five"], "answer": "four"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    data = manifest(tmp_path / "x.jsonl", reads, {"template": "{question} {choice}"})
+    assert data.info().modalities == ("text",)
+    assert told(data) == [(["2 + 2? four", "2 + 2? five"], 0)]
+
+
 @pytest.mark.parametrize(
     ("choices", "answer", "line"),
     [
