@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmzoo import recipe
 from mmzoo.datamodules.inspect import inspect_path
 from mmzoo.datamodules.nuscenes import cameras, labels, points, road_map, sensors, write
 from mmzoo.datamodules.nuscenes.augment import Motion, SceneAugment, move
@@ -481,7 +482,7 @@ def test_precomputed_views_take_the_place_of_files(root: Path, tmp_path: Path, i
     ("wanted", "line"),
     [
         (preprocesses(camera=10), "reads 10 camera channels; expected a multiple of 4"),
-        (preprocesses(lidar=10), "reads 10 lidar channels; .* Set the model's lidar channels to 9"),
+        (preprocesses(lidar=10), "reads 10 lidar channels; .* Set model\\.lidar_channels=9"),
         (preprocesses(grid=BevGrid(bottom_m=0.5)), "the ground, at 0 m"),
     ],
 )
@@ -512,3 +513,28 @@ def test_inspect_knows_the_layout(root: Path, infos: tuple[Info, ...]) -> None:
     assert report.classes["boxes"]["car"] == cars
     assert report.classes["map"]["walkway"] == report.classes["occupancy"]["sidewalk"] == 5
     assert report.config == {"type": "nuscenes", "root": str(root)}
+
+
+@pytest.mark.parametrize("name", ["driving", "nuscenes"])
+def test_recipes_train_on_it_though_a_frame_lacks_its_labels(root: Path, tmp_path: Path, name: str) -> None:
+    def change(entry: dict[str, Any]) -> None:
+        if entry["lidar_path"].split("__")[0].endswith("0002"):
+            del entry["gt_boxes"]
+            entry.update(scene_token="other", lidar_token="other", location="unknown")
+
+    other = copy_with(root, tmp_path / "other", change)
+    options = ["data=nuscenes", f"data.root={other}", "data.val_share=0", "data.loader.batch_size=4"]
+    options += ["model.grid.cells=12", "model.grid.map_cells=10", "model.layers=1", "model.dim=16"]
+    options += ["model.neck_channels=8", "model.hidden_dim=16", "model.num_boxes=6", "model.num_heads=2"]
+    options += ["data.height_from=lidar"] * (name == "nuscenes")
+    built = recipe.build(recipe.load(name, options))
+    batch = next(iter(built.datamodule.loader("train")))
+    assert {t: len(v.index) for t, v in batch.targets.items()} == dict.fromkeys(
+        ("map", "occupancy", "boxes"), 3
+    )
+    out = built.model(batch)
+    losses = [task.loss(out, batch).mean() for task in built.learner.tasks.values()]
+    torch.stack(losses).sum().backward()
+    assert all(bool(loss > 0) for loss in losses)
+    silent = [n for n, p in built.model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [n for n in silent if n.startswith(("fusion", "near", "far"))]

@@ -45,14 +45,14 @@ class Layout:
         if not space.bottom_m < -LIDAR_HEIGHT_M < space.top_m:
             found = f"voxels from {grid.bottom_m:g} to {grid.top_m:g} m"
             expected = f"the ground, at {up - LIDAR_HEIGHT_M:g} m, among them"
-            raise ConfigError.at("data", found, expected, "Change data.height_from or the model's grid.")
+            raise ConfigError.at("data", found, expected, "Change data.height_from or model.grid.")
         lidar, camera = (channels_of(preprocesses, name) for name in (LIDAR, CAMERA))
         statistics = lidar - space.levels if lidar else len(STATISTICS)
         if made and not 0 < statistics <= len(STATISTICS):
             expected = f"one for each of {space.levels} levels and 1 … {len(STATISTICS)} more"
-            do = f"Set the model's lidar channels to {space.levels + len(STATISTICS)}."
+            do = f"Set model.lidar_channels={space.levels + len(STATISTICS)}."
             raise ConfigError.at("data", f"a model that reads {lidar} lidar channels", expected, do)
         if made and camera % 4:
-            expected, do = "a multiple of 4 (three colours and seen)", "Set the model's camera channels to 8."
+            expected, do = "a multiple of 4 (three colours and seen)", "Set model.camera_channels=8."
             raise ConfigError.at("data", f"a model that reads {camera} camera channels", expected, do)
         return Layout(space, grid.map_cells, grid.map_range_m, up, statistics, camera // 4 or BANDS)
