@@ -34,6 +34,7 @@ class TowerConfig(OpenClipModel, ModalityAdapter.Config):
     out: TowerOutput = TowerOutput.TOKENS
     "tokens or pooled."
     preprocess: Any
+    "From the raw input to what the tower reads."
 
     def __post_init__(self) -> None:
         """Check the name; let preprocess know whose record or tokenizer is meant."""

@@ -16,7 +16,7 @@ from golden.write import FOLDER, FROM_ENVIRONMENT, golden_text, shipped
 from mmzoo import compose, configs, recipe, registry, schema, zoo
 from mmzoo.batch import DataInfo, DenseKind
 from mmzoo.errors import ConfigError
-from mmzoo.learners.tasks import faults_of, with_heads
+from mmzoo.learners.tasks import faults_of, with_heads, with_own_heads
 from mmzoo.learners.trainer import TrainerConfig
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.recipe import RecipeConfig
@@ -169,10 +169,11 @@ def test_every_recipe_loads_and_its_model_has_a_head_for_every_task(name: str):
     dense = {target: kind for target, kind in kinds.items() if isinstance(kind, DenseKind)}
     info = DataInfo(labels=dict.fromkeys(targets, ("a", "b", "c")), subjects=SUBJECTS, dense=dense)
     options = with_heads(config.model, config.tasks)
-    assert not [f for n, t in config.tasks.items() for f in faults_of(n, t, options.heads.get(n), info)]
+    heads = {name: options.heads.get(task.head_of or name) for name, task in config.tasks.items()}
+    assert not [f for n, t in config.tasks.items() for f in faults_of(n, t, heads[n], info)]
     with torch.device("meta"):
         model = MultimodalModel(MultimodalModel.bare(MultimodalModel.resolve(options, info)))
-    assert list(model.heads) == list(config.tasks)
+    assert list(model.heads) == list(with_own_heads(config.tasks))
     assert recipe.from_dict(config.to_dict()) == config
 
 
