@@ -6,6 +6,7 @@ zero and False in the mask from the first step to the last; nothing is put in it
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from enum import Enum
@@ -266,10 +267,19 @@ def convert(
     values: Float[Tensor, "c t v p"], seen: Bool[Tensor, "t v p"], given: LayoutName, wanted: LayoutName
 ) -> tuple[Float[Tensor, "c t w p"], Bool[Tensor, "t w p"]]:
     """Bring joints of one layout to another: each is the mean of its sources, seen where all of them are."""
+    shares = _shares(given, wanted)
+    known = torch.einsum("wv,tvp->twp", shares, (~seen).float()) == 0
+    return torch.einsum("wv,ctvp->ctwp", shares, values) * known, known
+
+
+@functools.cache
+def _shares(given: LayoutName, wanted: LayoutName) -> Float[Tensor, "w v"]:
+    """Return what each given joint contributes to each wanted one."""
     sources = conversion(given, wanted)
-    moved = torch.stack([values[:, :, list(joints)].mean(2) for joints in sources], dim=2)
-    known = torch.stack([seen[:, list(joints)].all(1) for joints in sources], dim=1)
-    return moved * known, known
+    shares = torch.zeros(len(sources), LAYOUTS[given].num_joints)
+    for joint, parts in enumerate(sources):
+        shares[joint, list(parts)] = 1 / len(parts)
+    return shares
 
 
 def resample(

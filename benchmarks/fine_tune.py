@@ -1,0 +1,131 @@
+"""Fine-tuning by one override against training from scratch: the same data, steps and seeds.
+
+    python -m benchmarks.fine_tune --out DIR --data mocap people few --steps 50 150 --seeds 0 1 2
+
+`mocap`: the recipe's strict split of real motions. `people`: `mmzoo data make haxby --n 48`, scans of four
+new people of the simulated world, nine training runs of 72 volumes each; `few`: the same with two of them.
+
+Rows. `fine-tuned`: `model=five_senses_tiny.five_senses`, nothing else. `scratch`: the same architecture and
+inputs with random weights and the recipe's options. `scratch, same options`: and what the card recommends.
+`recipe's own model`: the recipe as it is. Every run goes its whole schedule in the given number of steps;
+its last weights are reported on the test split, so that no split chooses anything. The card's options were
+chosen on the validation splits. A run whose figures lie in DIR already is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import pathlib
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+
+from mmzoo import recipe
+from mmzoo.checkpoints import cards
+from mmzoo.datamodules.haxby_make import write_haxby
+from mmzoo.learners.evaluate import evaluate
+
+CHECKPOINT = "five_senses_tiny.five_senses"
+FACING = "model.modalities.skeleton.preprocess.facing=front"
+"""Of the inputs: what the card recommends for motions recorded in a studio, whose axes mean nothing."""
+RUNS = 48
+"""Of four people: Haxby's twelve each."""
+TRAINING_RUNS = {"people": (), "few": ("data.val_runs=[3,4,5,6,7,8,9,10]",)}
+"""Of the runs that are not tested, those that validate do not train."""
+FIGURES = {"mocap": ("mean_class", "top1"), "people": ("top1",), "few": ("top1",)}
+
+ROWS = ("fine-tuned", "scratch", "scratch, same options", "recipe's own model")
+PLAIN = str.maketrans(" ", "_", ",'")
+"""From the name of a row to that of a folder."""
+
+Figures = Mapping[str, float]
+
+
+def rows(data: str) -> dict[str, list[str]]:
+    """Return the rows of a table: name -> overrides."""
+    card = cards.find(CHECKPOINT)
+    modality, inputs = ("skeleton", [FACING]) if data == "mocap" else ("fmri", [])
+    fresh = [f"model={card.arch}"]
+    options = [[f"model={CHECKPOINT}"], [*fresh, *inputs], [*fresh, *card.fine_tune[modality]], []]
+    return dict(zip(ROWS, options, strict=True))
+
+
+def base(data: str, out: pathlib.Path) -> tuple[str, list[str]]:
+    """Return the recipe and where its data are, made on first use."""
+    if data == "mocap":
+        return "mocap", []
+    folder = out / "new_people"
+    if not folder.exists():
+        write_haxby(folder, RUNS)
+    return "haxby", [f"data.root={folder}", *TRAINING_RUNS[data]]
+
+
+def train(file: pathlib.Path, name: str, overrides: Sequence[str]) -> Figures:
+    """Return the test figures of a run, training it unless the file has them."""
+    if not file.is_file():
+        print(f"training {file.parent.name}", file=sys.stderr, flush=True)
+        built = recipe.build(recipe.load(name, overrides))
+        built.trainer.limit_val_batches = 0
+        built.trainer.fit(built.learner, datamodule=built.datamodule)
+        found = dict(evaluate(built.learner, built.datamodule, "test").metrics)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"overrides": list(overrides), "test": {"metrics": found}}, indent=1))
+    return json.loads(file.read_text())["test"]["metrics"]
+
+
+def measure(out: pathlib.Path, data: str, titles: Sequence[str], steps: int, seed: int) -> dict[str, Figures]:
+    """Return the figures of the rows asked for, for one budget and seed."""
+    name, where = base(data, out)
+    options = rows(data)
+    budget = [f"trainer.max_steps={steps}", "trainer.max_epochs=-1", f"seed={seed}"]
+    common = [*where, *budget, "trainer.accelerator=cpu", "trainer.threads=1"]
+    found: dict[str, Figures] = {}
+    for title in titles:
+        folder = f"{data}-{title.translate(PLAIN)}-{steps}-s{seed}"
+        found[title] = train(out / folder / "eval.json", name, [*options[title], *common])
+    return found
+
+
+def table(data: str, found: Mapping[int, Sequence[Mapping[str, Figures]]]) -> str:
+    """Return the table in Markdown: budgets in columns, per cent, mean ± standard deviation over seeds."""
+    columns = [(steps, figure) for steps in found for figure in FIGURES[data]]
+    head = [f"{data}", *(f"{steps} steps, {figure}" for steps, figure in columns)]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(columns)]
+    for title in next(iter(found.values()))[0]:
+        cells = [
+            _spread([100 * seed[title][f"classify/{figure}"] for seed in found[steps]])
+            for steps, figure in columns
+        ]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def main() -> None:
+    """Train what is missing and print a table for each data set."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/fine_tune"))
+    parser.add_argument("--data", nargs="+", choices=list(FIGURES), default=list(FIGURES))
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 150, 400])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    options = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for data in options.data:
+        found = {
+            steps: [measure(options.out, data, options.rows, steps, seed) for seed in options.seeds]
+            for steps in options.steps
+        }
+        print(table(data, found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
