@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mmzoo import zoo
 from mmzoo.checkpoints import files
-from mmzoo.errors import CheckpointError
+from mmzoo.errors import CheckpointError, ConfigError
 from mmzoo.models.moe.upcycle import UpcycleConfig, upcycle
+from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.zoo import foreign
 
 State = Mapping[str, Tensor]
@@ -50,13 +51,24 @@ def convert(
     `experts` makes a dense model routed, see mmzoo.models.moe.upcycle. `allow_partial`: a folder of another
     program may lack files; what they would hold is written with random numbers.
     """
-    if target.exists():
-        do = "Remove it, or choose another."
-        raise CheckpointError.at(str(target), "something is there", "a new path", do)
+    check_target(target)
     if experts is None:
         config, state = zoo.read_source(source, allow_partial=allow_partial)
     else:
         config, state = _with_experts(source, experts)
+    return write(config, state, target, to)
+
+
+def check_target(target: Path) -> None:
+    """Raise where something is already there."""
+    if target.exists():
+        do = "Remove it, or choose another."
+        raise CheckpointError.at(str(target), "something is there", "a new path", do)
+
+
+def write(config: Mapping[str, Any], state: State, target: Path, to: Target) -> Path:
+    """Write config and weights in the layout `to`."""
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     return TARGETS[to](state, config, target)
 
@@ -64,6 +76,9 @@ def convert(
 def _with_experts(source: str, experts: UpcycleConfig) -> tuple[dict[str, Any], State]:
     """Return config and weights of the routed model; the recipe kept beside them becomes routed too."""
     model, config = zoo.load_with_config(source)
+    if not isinstance(model, MultimodalModel):
+        do = "Only models of adapters, trunk and heads can be upcycled."
+        raise ConfigError.at(f"upcycle {source}", type(model).__name__, "a model with a trunk", do)
     made = upcycle(model, experts)
     options = made.config.to_dict()
     config = {**config, "model": options, "parameters": made.num_params()}

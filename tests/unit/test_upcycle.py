@@ -16,6 +16,7 @@ from mmzoo.errors import ConfigError
 from mmzoo.models.moe.submodel import extract_submodel, measure_use
 from mmzoo.models.moe.upcycle import UpcycleConfig, parse_options, upcycle
 from mmzoo.models.multimodal import MultimodalModel
+from mmzoo.zoo.convert import Target, convert
 
 TASKS = ("find", "name")
 
@@ -120,3 +121,9 @@ def test_what_cannot_be_extracted_is_told():
         extract_submodel(routed, "name", {})
     with pytest.raises(ConfigError, match="no head 'nme'"):
         measure_use(routed, [], "nme")
+
+
+def test_models_of_another_kind_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    monkeypatch.setattr(zoo, "load_with_config", lambda source: (torch.nn.Linear(1, 1), {}))
+    with pytest.raises(ConfigError, match="upcycle some: Linear; expected a model with a trunk"):
+        convert("some", tmp_path / "new", Target.MMZOO, UpcycleConfig())

@@ -50,19 +50,10 @@ def extract_submodel(
     All blocks keep as many experts as the block that needs most, since they share their options.
     Ref: Mod-Squad, section 3.4 (pruning to one task).
     """
-    config = model.config.trunk.ffn
-    if not isinstance(config, MoeFeedForward.Config) or not isinstance(config.router, TopKConfig):
-        found = type(config).__qualname__
-        raise ConfigError.at(
-            "model.trunk.ffn", found, "moe with a router that has top_k", "Nothing to leave out."
-        )
-    if isinstance(config.router, ModalityRouter.Config):
-        do = "Choose topk, task_topk or task_embedding."
-        raise ConfigError.at("model.trunk.ffn.router", "modality", "a router without fixed experts", do)
-    kept = _kept(model, use, config.router.chosen, min_share)
+    kept = kept_experts(model, use, min_share)
     count = len(next(iter(kept.values())))
     heads = {task: model.config.heads[task]}
-    ffn = dataclasses.replace(config, num_experts=count)
+    ffn = dataclasses.replace(model.config.trunk.ffn, num_experts=count)
     trunk = dataclasses.replace(model.config.trunk, ffn=ffn)
     options = dataclasses.replace(model.config, trunk=trunk, heads=heads)
     made = MultimodalModel(MultimodalModel.bare(options))
@@ -77,8 +68,19 @@ def extract_submodel(
     return made.eval()
 
 
-def _kept(model: MultimodalModel, use: RoutingUse, top_k: int, min_share: float) -> dict[int, list[int]]:
-    """Return for each routed block the experts to keep, ascending, equally many in all."""
+def kept_experts(model: MultimodalModel, use: RoutingUse, min_share: float = 0.0) -> dict[int, list[int]]:
+    """Return for each routed block the experts that `extract_submodel` keeps, ascending; all blocks keep
+    equally many.
+    """
+    config = model.config.trunk.ffn
+    if not isinstance(config, MoeFeedForward.Config) or not isinstance(config.router, TopKConfig):
+        found = type(config).__qualname__
+        raise ConfigError.at(
+            "model.trunk.ffn", found, "moe with a router that has top_k", "Nothing to leave out."
+        )
+    if isinstance(config.router, ModalityRouter.Config):
+        do = "Choose topk, task_topk or task_embedding."
+        raise ConfigError.at("model.trunk.ffn.router", "modality", "a router without fixed experts", do)
     shares: dict[int, Tensor] = {}
     for layer, block in enumerate(model.trunk.blocks):
         if isinstance(block, Block) and isinstance(block.ffn, MoeFeedForward):
@@ -87,7 +89,7 @@ def _kept(model: MultimodalModel, use: RoutingUse, top_k: int, min_share: float)
                 raise ConfigError.at("use", f"nothing of block {layer}", "the use of every routed block", do)
             shares[layer] = whole(use[str(layer)]).share
     wanted = [int(((s >= min_share) & (s > 0)).sum()) for s in shares.values()]
-    count = max(top_k, *wanted) if wanted else top_k
+    count = max(config.router.chosen, *wanted) if wanted else config.router.chosen
     return {layer: sorted(s.topk(count).indices.tolist()) for layer, s in shares.items()}
 
 
