@@ -148,10 +148,11 @@ def guess_choices(rows: Sequence[Row], separator: str = "|") -> dict[str, Any]:
     column = next((name for name in ("choices", "options") if name in names), "")
     if not column or "answer" not in names or names.keys() & {"text", *CAPTIONS}:
         return {}
-    template = {"template": "{question} answer: {choice}"} if "question" in names else {}
-    options = ChoicesConfig(column=column, **template)
+    told = {"column": column}
+    told |= {"template": "{question} answer: {choice}"} if "question" in names else {}
+    options = schema.parse(ChoicesConfig, told)
     try:
         found = Choices(options, separator).add([Record("") for _ in rows], rows, Path("rows"))
     except (DataError, ConfigError):
         return {}
-    return {"column": column, **template} if any(record.several for record in found) else {}
+    return told if any(record.several for record in found) else {}

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from golden.write import FOLDER, FROM_ENVIRONMENT, golden_text, shipped
 from mmzoo import compose, configs, recipe, registry, schema, zoo
-from mmzoo.batch import DataInfo, DenseKind
+from mmzoo.batch import DataInfo, DenseKind, NumericKind
 from mmzoo.errors import ConfigError
 from mmzoo.learners.tasks import faults_of, with_heads, with_own_heads
 from mmzoo.learners.trainer import TrainerConfig
@@ -167,7 +167,12 @@ def test_every_recipe_loads_and_its_model_has_a_head_for_every_task(name: str):
     targets |= {getattr(m, "target", "") for t in config.tasks.values() for m in t.metrics} - {""}
     kinds = {t.target: getattr(type(t.objective).owner, "kind", None) for t in config.tasks.values()}
     dense = {target: kind for target, kind in kinds.items() if isinstance(kind, DenseKind)}
-    info = DataInfo(labels=dict.fromkeys(targets, ("a", "b", "c")), subjects=SUBJECTS, dense=dense)
+    reads = {t.target: type(t.objective).owner.reads.value for t in config.tasks.values()}
+    numeric = {t: NumericKind(r) for t, r in reads.items() if r in list(NumericKind)}
+    labels = dict.fromkeys(targets, ("a", "b", "c"))
+    choices = getattr(config.data, "choices", None)
+    several = dict.fromkeys(choices.modalities if choices else (), 4)
+    info = DataInfo(labels=labels, subjects=SUBJECTS, dense=dense, numeric=numeric, several=several)
     options = with_heads(config.model, config.tasks)
     heads = {name: options.heads.get(task.head_of or name) for name, task in config.tasks.items()}
     assert not [f for n, t in config.tasks.items() for f in faults_of(n, t, heads[n], info)]
