@@ -32,7 +32,6 @@ pytestmark = [
 ]
 TINY = [
     "model.trunk={dim: 48, depth: 1, num_heads: 3, layer_scale_init: null, ffn: {hidden_dim: 96}}",
-    "model.modalities.image.patch_size=16",
     "trainer.max_epochs=-1",
     "trainer.max_steps=2",
     "trainer.threads=1",
