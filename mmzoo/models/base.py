@@ -92,7 +92,7 @@ class TaskModel(nn.Module, schema.Configurable, ABC):
     passes: Mapping[str, tuple[str, ...]]
     embeds: ClassVar[bool] = False
     """Whether heads of it can give embeddings."""
-    task_parts: ClassVar[tuple[str, ...]] = ("heads.",)
+    task_parts: tuple[str, ...] = ("heads.",)
     """Beginnings of the names of tensors that belong to a task: they may start anew, or go, with its head."""
 
     @abstractmethod

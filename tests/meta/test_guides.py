@@ -107,11 +107,16 @@ def test_the_zoo_guide_finds_the_shipped_weights(tmp_path: pathlib.Path, monkeyp
     assert all(finding.outcome.value == "ok" for finding in guide.findings)
 
 
-def test_the_many_tasks_guide_balances_and_predicts():
+def test_the_many_tasks_guide_balances():
     guide = run("many-tasks.md")
     assert torch.allclose(guide.combined.shared, torch.tensor([1.0, 1.0]))  # the shorter one is shortest
-    assert guide.out.boxes["boxes"].shape == (2, 8, 9)
-    assert guide.out.occupancy.shape == (2, 17, 3, 12, 12)
+
+
+def test_the_driving_guide_predicts_and_scores():
+    guide = run("driving.md")
+    assert guide.boxes.shape == (4, 24, 11)
+    assert set(guide.losses) == {"boxes", "map", "occupancy"}
+    assert all(torch.isfinite(loss) and loss > 0 for loss in guide.losses.values())
 
 
 def test_the_routing_guide_upcycles_and_extracts():

@@ -34,6 +34,9 @@ from mmzoo.models.m3net.predictions import as_predictions
 from mmzoo.models.m3net.queries import BoxQueries, MapQueries, OccupancyQueries, Queries
 from mmzoo.trunk.base import MixerContext
 
+TASK_PARTS = ("body.box_", "body.map_", "body.occupancy_", "body.query_", "body.voxel_")
+"""Parts of the body that only some tasks need, beside the gates of their channels."""
+
 
 @dataclass(frozen=True)
 class M3NetOutput:
@@ -57,13 +60,14 @@ class M3Net(TaskModel):
     """
 
     Config = M3NetConfig
-    task_parts = ("body.box_", "body.map_", "body.occupancy_", "body.query_", "body.voxel_")
 
     def __init__(self, config: M3NetConfig) -> None:
         """Build what the tasks need."""
         super().__init__()
         self.config = config
         self.passes = dict.fromkeys(config.tasks, config.default_passes)
+        gates = (f"body.decoder.layers.{i}.scaling." for i in range(config.layers))
+        self.task_parts = (*TASK_PARTS, *gates)
         released, width = config.compat is Compat.M3NET, config.neck_channels
         kind = ChannelAttention.SHARED if released else ChannelAttention.SEPARATE
         first, second = config.camera_channels, config.lidar_channels
