@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmzoo.layers.attention import Segments, Span
+from mmzoo.layers.segments import Segments, Span
 
 
 def attend_bmm(qkv: Float[Tensor, "t 3 h d"], segments: Segments, scale: float) -> Float[Tensor, "t h d"]:

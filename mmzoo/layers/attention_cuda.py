@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmzoo.errors import ConfigError
-from mmzoo.layers.attention import Segments
+from mmzoo.layers.segments import Segments
 
 BLOCK = 128
 """Rows and columns of a block of flex attention's block mask."""

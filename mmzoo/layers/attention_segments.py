@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mmzoo.layers.attention import Segments
+from mmzoo.layers.segments import Segments
 
 
 def attend_segments(

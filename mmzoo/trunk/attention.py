@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from mmzoo import schema
 from mmzoo.errors import ConfigError
-from mmzoo.layers.attention import Backend, Segments, Span, attend, prepare
+from mmzoo.layers.attention import Backend, attend, prepare
 from mmzoo.layers.low_rank import linear
 from mmzoo.layers.norms import DEFAULT_EPS
 from mmzoo.layers.rows import permute_rows
+from mmzoo.layers.segments import Segments, Span
 from mmzoo.trunk.base import Aux, InitFromMha, MixerContext, TokenMixer, num_weights
 from mmzoo.trunk.cosine import CosineLogits, visible_keys
 from mmzoo.trunk.plan import SeqInfo

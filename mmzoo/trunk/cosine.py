@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmzoo.layers.attention import Segments
 from mmzoo.layers.init import trunc_normal_
+from mmzoo.layers.segments import Segments
 from mmzoo.trunk.plan import Run, SeqInfo
 
 RELATIVE = "relative"

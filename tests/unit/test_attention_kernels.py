@@ -14,7 +14,8 @@ from torch.nn.attention.varlen import varlen_attn
 
 from mmzoo.errors import ConfigError
 from mmzoo.layers import attention, attention_cuda
-from mmzoo.layers.attention import Backend, Segments, Span, attend, choose
+from mmzoo.layers.attention import Backend, attend, choose
+from mmzoo.layers.segments import Segments, Span
 
 CPU = [Backend.SEGMENTS, Backend.BMM, Backend.DENSE]
 HEADS, WIDTH = 2, 8
