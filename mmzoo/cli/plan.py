@@ -65,7 +65,7 @@ def data_mix(built: Built, batch: Batch) -> dict[str, Any]:
         "samples": dict(built.info.counts),
         "batch": len(batch),
         "sources": {k: n / len(batch) for k, n in sources.items()},
-        "modalities": {m: len(rows) / len(batch) for m, rows in batch.inputs.items()},
+        "modalities": {m: len(x.index.unique()) / len(batch) for m, x in batch.inputs.items()},
         "shapes": {m: list(rows.values.shape[1:]) for m, rows in batch.inputs.items()},
         "labels": {k: len(t.index) / len(batch) for k, t in batch.targets.items()},
     }
