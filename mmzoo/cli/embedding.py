@@ -85,9 +85,15 @@ def embed(source: str, data: str, overrides: Sequence[str], options: Options) ->
         "samples": total,
     }
     folder = _open_parts(out, job)
-    _work(model, task, parts, folder, options)
-    rows = [part for path in sorted(folder.glob("*.npz")) if len((part := _read(path)).ids)]
+    try:
+        _work(model, task, parts, folder, options)
+    except DataError:
+        if not _done(folder):
+            shutil.rmtree(folder)
+        raise
+    rows = _done(folder)
     if not rows:
+        shutil.rmtree(folder)
         found, do = f"nothing that the model embeds in {data}", "Look at it with `mmzoo data inspect`."
         raise DataError.at("mmzoo embed", found, f"some of {', '.join(model.modalities)}", do)
     whole = Rows(*(np.concatenate([getattr(r, f) for r in rows]) for f in ("ids", "modality", "vectors")))
@@ -209,6 +215,11 @@ def _save(path: Path, rows: Rows) -> None:
     with partial.open("wb") as file:
         np.savez(file, ids=rows.ids, modality=rows.modality, vectors=rows.vectors)
     partial.replace(path)
+
+
+def _done(folder: Path) -> list[Rows]:
+    """Return the shards that hold something, in order."""
+    return [part for path in sorted(folder.glob("*.npz")) if len((part := _read(path)).ids)]
 
 
 def _read(path: Path) -> Rows:

@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of printing the usage and leaving."""
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown is None:
-            raise ConfigError(f"{self.prog}: {message}. See `{self.prog} -h`.")
+            raise self._misused(message)
         flag = unknown.group(1)
         dotted = re.match(r"--?([\w.]+)=", flag)
         if dotted and f"--{dotted.group(1)}" not in self._option_string_actions:
@@ -65,6 +65,17 @@ class Parser(argparse.ArgumentParser):
         known = [f for f in self._option_string_actions if f.startswith("--")]
         do = close_matches(flag.split("=")[0], known)
         raise ConfigError.at(self.prog, f"{flag!r} is unknown", "an option of this command", do)
+
+    def _misused(self, message: str) -> MmzooError:
+        """Say in the house's one line what argparse found wrong with an argument."""
+        do = f"See `{self.prog} -h`."
+        if choice := re.fullmatch(r"argument (.+?): invalid choice: (.+?) \(choose from (.+)\)", message):
+            return ConfigError.at(f"{self.prog} {choice[1]}", choice[2], f"one of {choice[3]}", do)
+        if value := re.fullmatch(r"argument (.+?): invalid (\w+) value: (.+)", message):
+            return ConfigError.at(f"{self.prog} {value[1]}", value[3], value[2], do)
+        if absent := re.fullmatch(r"the following arguments are required: (.+)", message):
+            return ConfigError.at(self.prog, f"no {absent[1]}", absent[1], do)
+        return ConfigError(f"{self.prog}: {message}. {do}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

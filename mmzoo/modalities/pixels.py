@@ -26,13 +26,14 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
         pixels = _decode_jpeg(data)
         if pixels is not None:
             return pixels
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return _picture_to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        found = f"unreadable image ({error})"
+        unknown = isinstance(error, UnidentifiedImageError)  # its text names a buffer of ours
+        found = f"unreadable image ({'no format is recognised' if unknown else error})"
         raise DataError.at(
             name, found, "a format that Pillow reads", "Convert or remove the file."
         ) from error

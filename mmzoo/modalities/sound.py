@@ -97,7 +97,7 @@ class SoundPreprocess(Preprocess):
         try:
             samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-            found = f"unreadable sound ({error})"
+            found = f"unreadable sound ({str(error).rpartition('>: ')[2]})"  # before it, a buffer of ours
             raise DataError.at(name, found, "WAV, FLAC, OGG or MP3", "Convert or remove the file.") from error
         if not len(samples):
             raise DataError.at(name, "no samples", "at least one", "Remove the file.")

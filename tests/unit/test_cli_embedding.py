@@ -14,7 +14,7 @@ from mmzoo import schema, zoo
 from mmzoo.batch import DataInfo, Sample
 from mmzoo.cli import embedding, main
 from mmzoo.cli.embedding import Options, embed
-from mmzoo.errors import ConfigError
+from mmzoo.errors import ConfigError, DataError
 from mmzoo.models.multimodal import MultimodalModel
 
 ROWS = 23
@@ -148,3 +148,13 @@ def test_data_that_are_nowhere_or_hold_nothing_are_told(model: Path, tmp_path: P
         embed(str(model), "tset", [], Options(str(tmp_path / "o.npz")))
     with pytest.raises(ConfigError, match=r"'test' of a model without data; expected a path to data"):
         embed(str(model), "test", [], Options(str(tmp_path / "o.npz")))
+
+
+def test_a_job_that_brings_nothing_leaves_nothing(model: Path, tmp_path: Path):
+    folder = tmp_path / "noise"
+    for name in ("a/x.txt", "b/y.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(DataError, match="samples are unreadable"):
+        embed(str(model), str(folder), [], Options(str(tmp_path / "o.npz")))
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("o.npz")] == []

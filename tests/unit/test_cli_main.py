@@ -63,7 +63,9 @@ MISTYPED = {
     "list --jsn": "mmzoo list: '--jsn' is unknown; expected an option of this command. Did you mean '--json'",
     "train --trainer.max_steps=3": "mmzoo train: '--trainer.max_steps=3'; expected key=value without dashes. "
     "Write trainer.max_steps=3.",
-    "list --sort age": "mmzoo list: argument --sort: invalid choice",
+    "list --sort age": "mmzoo list --sort: 'age'; expected one of ",
+    "info": "mmzoo info: no NAME; expected NAME. See `mmzoo info -h`.",
+    "embed m d --batch-size x": "mmzoo embed --batch-size: 'x'; expected int. See `mmzoo embed -h`.",
     "list --kind modells": "--kind: 'modells' is unknown; expected a kind of thing. Did you mean 'models'",
     "list retreival": "mmzoo list: nothing like 'retreival'; expected a name or pattern. "
     "Did you mean 'retrieval'",

@@ -164,7 +164,9 @@ def test_cifar_decodes_as_pillow_does(shared):
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.6])
 def test_broken_files_are_named(kind, keep):
     data = encoded(Image.fromarray(picture(64, 64)), kind)
-    with pytest.raises(DataError, match=r"bad.img: unreadable image .*; expected a format that Pillow reads"):
+    with pytest.raises(
+        DataError, match=r"bad.img: unreadable image \([^<]*\); expected a format that Pillow"
+    ):
         preprocess().decode(data[: int(keep * len(data))], "bad.img")
 
 
