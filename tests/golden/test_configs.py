@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from golden.write import FOLDER, FROM_ENVIRONMENT, golden_text, shipped
 from mmzoo import compose, configs, recipe, registry, schema, zoo
-from mmzoo.batch import DataInfo, DenseKind, NumericKind
+from mmzoo.batch import DataInfo, DenseKind, NumericKind, SceneKind
 from mmzoo.errors import ConfigError
 from mmzoo.learners.tasks import faults_of, with_heads, with_own_heads
 from mmzoo.learners.trainer import TrainerConfig
+from mmzoo.models.base import owner_of
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.recipe import RecipeConfig
 
@@ -42,8 +43,9 @@ def parsed(group: str, tree: dict[str, Any]) -> schema.Config:
     if group == "data":
         tree = dict(tree)
         return schema.parse(registry.find("datamodules", tree.pop("type")).Config, tree)
-    owners = {"recipe": RecipeConfig, "model": MultimodalModel.Config, "trainer": TrainerConfig}
-    return schema.parse(owners[group], tree)
+    if group == "model":
+        return zoo.model_options(tree)
+    return schema.parse({"recipe": RecipeConfig, "trainer": TrainerConfig}[group], tree)
 
 
 def repeats(
@@ -152,11 +154,12 @@ def test_a_repeated_default_is_found():
 
 @pytest.mark.parametrize("name", shipped("model"))
 def test_every_model_preset_builds(name: str):
-    options = MultimodalModel.resolve(zoo.preset(name), DataInfo(subjects=SUBJECTS))
+    owner = owner_of(zoo.preset(name))
+    options = owner.resolve(zoo.preset(name), DataInfo(subjects=SUBJECTS))
     with torch.device("meta"):
-        model = MultimodalModel(options)
-    assert model.num_params()["total"] > 0
-    assert schema.parse(MultimodalModel.Config, options.to_dict()) == options
+        model = owner(options)
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert schema.parse(owner.Config, options.to_dict()) == options
 
 
 @pytest.mark.parametrize("name", shipped("recipe"))
@@ -172,13 +175,18 @@ def test_every_recipe_loads_and_its_model_has_a_head_for_every_task(name: str):
     labels = dict.fromkeys(targets, ("a", "b", "c"))
     choices = getattr(config.data, "choices", None)
     several = dict.fromkeys(choices.modalities if choices else (), 4)
-    info = DataInfo(labels=labels, subjects=SUBJECTS, dense=dense, numeric=numeric, several=several)
+    scene = {target: kind for target, kind in kinds.items() if isinstance(kind, SceneKind)}
+    info = DataInfo(
+        labels=labels, subjects=SUBJECTS, dense=dense, numeric=numeric, several=several, scene=scene
+    )
     options = with_heads(config.model, config.tasks)
     heads = {name: options.heads.get(task.head_of or name) for name, task in config.tasks.items()}
     assert not [f for n, t in config.tasks.items() for f in faults_of(n, t, heads[n], info)]
+    owner = owner_of(options)
     with torch.device("meta"):
-        model = MultimodalModel(MultimodalModel.bare(MultimodalModel.resolve(options, info)))
-    assert list(model.heads) == list(with_own_heads(config.tasks))
+        model = owner(owner.bare(owner.resolve(options, info)))
+    own = model.heads if isinstance(model, MultimodalModel) else model.config.heads
+    assert list(own) == list(with_own_heads(config.tasks))
     assert recipe.from_dict(config.to_dict()) == config
 
 
