@@ -172,6 +172,9 @@ def _print_model(name: str, facts: Mapping[str, Any]) -> None:
             for part, count in params.items()
         ]
         console.say(console.table(("part", "parameters", "FLOPs/sample"), rows, right=(1, 2)))
+        if facts.get("active"):
+            met = f"{facts['active']:,} of the trunk's parameters"
+            console.say(f"\nrouted: a token meets {met}; FLOPs and these are those of one task")
     else:
         console.say("Its parameters have not been counted: train --dry-run of a recipe that uses it does.")
     if facts.get("checkpoints"):

@@ -182,3 +182,13 @@ def test_info_of_a_shared_name_takes_the_recipe_and_names_the_others(capsys: pyt
 def test_info_of_a_data_config_shows_its_options(own_configs: Path, capsys: pytest.CaptureFixture[str]):
     assert main.main(["info", "data/noise"]) == 0
     assert "type: folder\nroot: here" in capsys.readouterr().out
+
+
+def test_a_routed_preset_says_what_one_task_meets(capsys: pytest.CaptureFixture[str]):
+    """Of 16 experts a token of one task passes 2, in 6 blocks; the other task's gates are not its own."""
+    counted = catalog.figures()["edge_moe_tiny"]
+    expert, gate = 2 * 192 * 384 + 384 + 192, 16 * 192
+    active = counted["params"]["trunk"] - 6 * (14 * expert + gate)
+    assert counted["active"] == active
+    assert main.main(["info", "edge_moe_tiny"]) == 0
+    assert f"a token meets {active:,} of the trunk's parameters" in capsys.readouterr().out
