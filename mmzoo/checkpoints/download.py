@@ -194,7 +194,11 @@ def _copy(url: str, part: Part) -> None:
     if not source.is_file():
         raise CheckpointError.at(str(source), "no such file", "a file", "Check the path.")
     part.discard()
-    shutil.copyfile(source, part.path)
+    try:
+        shutil.copyfile(source, part.path)
+    except OSError:  # a copy is not continued
+        part.discard()
+        raise
 
 
 def local_path(url: str) -> Path:

@@ -32,6 +32,9 @@ def write_export(folder: Path, state: Mapping[str, Tensor], config: Mapping[str,
         save_file(tensors, temporary, metadata={"format": "pt"})
         sha256 = sha256_of(temporary)
         temporary.replace(folder / WEIGHTS)
+    except SafetensorError as error:  # the library's word for whatever the disk says
+        found, do = f"cannot write ({error})", "Make room, or choose another path."
+        raise CheckpointError.at(str(folder / WEIGHTS), found, "a disk with room for it", do) from error
     finally:
         temporary.unlink(missing_ok=True)
     whole = {**config, "key_version": KEY_VERSION, "sha256": sha256}

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 something to mend in the command or the config, 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import re
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         PermissionError,
     ) as error:
         return _unusable(error) if error.filename is not None else _crashed(error)
+    except OSError as error:
+        return _full(error) if error.errno in (errno.ENOSPC, errno.EDQUOT) else _crashed(error)
     except Exception as error:
         return _crashed(error)
 
@@ -144,6 +147,15 @@ def _epilog(examples: Sequence[tuple[str, str]], follow: str) -> str:
     width = max(len(command) for command, _ in examples)
     lines = [f"  {command.ljust(width)}  # {meaning}" for command, meaning in examples]
     return "\n".join(["examples:", *lines, "", f"next: {follow}"])
+
+
+def _full(error: OSError) -> int:
+    """Write one line where the disk has no room; no traceback, which would need some."""
+    where = str(error.filename or "disk")
+    do = "Make room, or name a path on another disk."
+    found = ConfigError.at(where, f"cannot write ({error.strerror})", "free space", do)
+    sys.stderr.write(f"mmzoo: error: {found}\n")
+    return found.exit_code
 
 
 def _unusable(error: OSError) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -274,3 +276,16 @@ def test_a_place_that_cannot_be_written_is_one_line_and_the_users_to_mend(
     assert "expected a path that can be read or written" in line
     assert file.read_text() == "not a folder"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def full(argv: list[str]) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(main, "_dispatch", full)
+    assert mmzoo("list") == 2
+    (line,) = err_lines(capsys)
+    assert line == (
+        "mmzoo: error: disk: cannot write (No space left on device); expected free space. "
+        "Make room, or name a path on another disk."
+    )
