@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import pathlib
 
@@ -17,6 +18,7 @@ from mmzoo.recipe import Built
 from mmzoo.zoo import pretrained
 
 NAME = "five_senses_tiny.five_senses"
+SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "fine_tune.py"
 
 
 @pytest.fixture
@@ -161,3 +163,23 @@ def test_a_person_known_in_part_is_no_stranger(small: list[str], tmp_path: pathl
     zoo.files.write_export(tmp_path, state, built.learner.meta)
     with pytest.raises(CheckpointError, match="1 tensors it does not give"):
         recipe.build(recipe.load("five_senses", [*scans, f"init_from={tmp_path}"]))
+
+
+@pytest.mark.parametrize(("data", "name"), [("mocap", "mocap"), ("people", "haxby")])
+def test_the_benchmark_compares_runs_that_differ_in_their_weights_alone(data: str, name: str) -> None:
+    spec = importlib.util.spec_from_file_location("fine_tune", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    rows = script.rows(data)
+    tuned, same = (recipe.load(name, rows[row]).to_dict() for row in ("fine-tuned", "scratch, same options"))
+    assert tuned.pop("init_from") == NAME
+    assert same.pop("init_from") == ""
+    [modality] = tuned["model"]["modalities"]
+    same["model"]["modalities"] = {modality: same["model"]["modalities"][modality]}  # others are not read
+    same["model"]["heads"] = {}
+    assert tuned == same
+    scratch = recipe.load(name, rows["scratch"]).to_dict()
+    assert scratch["model"]["modalities"][modality] == tuned["model"]["modalities"][modality]
+    assert scratch["learner"] == recipe.load(name).to_dict()["learner"]
