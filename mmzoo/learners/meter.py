@@ -35,7 +35,7 @@ class Meter(pl.Callback):
         self.flops_per_token, self.peak = 0.0, 0.0
         self._since = 0.0
         self._hook: Any = None
-        self._learner: pl.LightningModule | None = None
+        self._learner: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the peak and begin to count tokens."""

@@ -203,6 +203,9 @@ def start_from(
     anew = {name for part in fresh for name in select(model, part, "init_fresh")}
     path = fetch.local(source)
     if foreign.is_folder(path) or (path.is_file() and path.suffix != OWN):
+        if not isinstance(model, MultimodalModel):
+            found, do = "another program's file", "Give a run, an export or a .ckpt of mmzoo."
+            raise CheckpointError.at(str(source), found, f"weights of {type(model).__name__}", do)
         weights = foreign.open_weights(path, allow_partial=allow_partial).for_model(model)
         for line in weights.lines():
             log.info("init_from %s: left out, %s", source, line)

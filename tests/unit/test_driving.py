@@ -15,7 +15,7 @@ from mmzoo.cli.scene_panels import Frame, View, colour_of, from_above, plan, she
 from mmzoo.datamodules.collate import collate
 from mmzoo.datamodules.driving import Driving
 from mmzoo.datamodules.scene import Scene
-from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.errors import CheckpointError, ConfigError, ShapeError
 from mmzoo.layers.channel_scaling import Gate
 from mmzoo.learners.balance.balancing import Place
 from mmzoo.learners.meter import step_cost
@@ -182,6 +182,12 @@ def test_a_joint_run_starts_a_single_task_model(tmp_path: pathlib.Path):
     zoo.export(alone, tmp_path / "alone", zoo.describe(alone, DataInfo()))
     zoo.start_from(back, tmp_path / "alone")  # what the other tasks need starts anew
     assert torch.equal(back.body.shared.weight, alone.body.shared.weight)
+
+
+def test_weights_of_another_program_are_refused(tmp_path: pathlib.Path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match="expected weights of M3Net"):
+        zoo.start_from(M3Net(options()), tmp_path / "model.pt")
 
 
 def test_overrides_switch_parts_and_balance_works():

@@ -175,7 +175,7 @@ class M3NetConfig(ModelConfig):
     @property
     def inputs(self) -> dict[str, View.Config]:
         """What each input must look like."""
-        where = {"grid": self.grid, "levels": self.levels}
+        where: dict[str, Any] = {"grid": self.grid, "levels": self.levels}
         views = {
             CAMERA: View.Config(preprocess=BevPreprocess.Config(channels=self.camera_channels, **where)),
             LIDAR: View.Config(preprocess=BevPreprocess.Config(channels=self.lidar_channels, **where)),
