@@ -31,7 +31,7 @@ MISTAKEN = {"red": "orange", "orange": "red", "green": "blue", "blue": "green"}
 """What people who err say instead."""
 SIDES_PX = (14, 28)
 """Least and largest side of a shape."""
-COUNTS = (2, 4)
+COUNTS = (1, 3)
 """Fewest and most shapes in a picture."""
 PEOPLE, ERR_PROB = 10, 0.1
 RELATIONS = ("left of", "right of", "above", "below")

