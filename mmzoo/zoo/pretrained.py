@@ -75,8 +75,9 @@ def anew(model: TaskModel, started: LoadReport | None) -> list[str]:
     if started is None:
         return []
     able = {name for name, _ in model.named_parameters()}
-    fresh = {*started.missing, *started.reshaped} & able
-    return summarise(model, [name for name in fresh if not is_factor(name)])
+    fresh = {name for name in {*started.missing, *started.reshaped} & able if not is_factor(name)}
+    copied = set(donors(model.config.modalities))
+    return summarise(model, [n for n in fresh if not (n.startswith("trunk.") and copied & set(n.split(".")))])
 
 
 def untrained(model: TaskModel, started: LoadReport | None) -> list[str]:

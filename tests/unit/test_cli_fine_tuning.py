@@ -51,11 +51,12 @@ def test_everything_that_is_on_is_told(small: list[str], tmp_path: pathlib.Path)
     assert facts["unfreeze"][2]["parts"] == ["modalities.text"]
     lines = fine_tuning.lines(built)
     assert lines["starts from"] == str(tmp_path)
+    assert lines["starts anew"].startswith("modalities.note")
     assert lines["FFN copied"] == "note from text"
     assert lines["LoRA"] == f"rank 2, scale 1, {factors} parameters on 4 linear maps (qkv, out)"
     assert lines["rates by part"].startswith("modalities.text 1.00e-02, trunk.blocks.0.mixer (4 of 11")
     assert lines["unfreezing"].endswith("step 9 modalities.text")
     assert lines["EMA"] == "decay 0.9, start_step 0"
     assert set(lines) == {
-        "starts from", "FFN copied", "frozen", "LoRA", "rates by part", "unfreezing", "EMA",
+        "starts from", "starts anew", "FFN copied", "frozen", "LoRA", "rates by part", "unfreezing", "EMA",
     }  # fmt: skip
