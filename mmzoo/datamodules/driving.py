@@ -151,7 +151,11 @@ class Streets:
 
 def _world(config: SensorConfig, preprocesses: Mapping[str, Preprocess]) -> DrivingConfig:
     """Return the sizes that the model wants, the world's own where it says nothing."""
-    sensors: dict[str, Any] = {"noise": config.noise, "blur_share": config.blur_share, "return_m": config.return_m}
+    sensors: dict[str, Any] = {
+        "noise": config.noise,
+        "blur_share": config.blur_share,
+        "return_m": config.return_m,
+    }
     wanted = grid_of(preprocesses)
     if wanted is None:
         return DrivingConfig(**sensors)

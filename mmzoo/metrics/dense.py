@@ -244,7 +244,9 @@ class Saliency(DenseMetric):
 
     def names(self) -> tuple[str, ...]:
         """Name the figures."""
-        return tuple("IoU_miou" if p is SaliencyProtocol.MIOU else f"F_{p.value}" for p in self.config.protocols)
+        return tuple(
+            "IoU_miou" if p is SaliencyProtocol.MIOU else f"F_{p.value}" for p in self.config.protocols
+        )
 
     def sum_up(self, rows: Rows) -> dict[str, float]:
         """Return the best over thresholds of each protocol."""

@@ -342,7 +342,9 @@ def test_other_weights_of_a_teacher_stop_a_resume(student, pictures, tmp_path):
     what["teachers"]["clip"]["seed"] = 1
     changed = recipe.build(recipe.from_dict(what))
     path = str(student / "checkpoints/last.ckpt")
-    with pytest.raises(CheckpointError, match=r"teachers\.clip: weights .* expected those the run began with"):
+    with pytest.raises(
+        CheckpointError, match=r"teachers\.clip: weights .* expected those the run began with"
+    ):
         changed.trainer.fit(changed.learner, datamodule=changed.datamodule, ckpt_path=path, weights_only=True)
 
 
