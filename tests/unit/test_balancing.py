@@ -19,7 +19,7 @@ from mmzoo.learners.balance.balancing import Balancing, Place
 from mmzoo.learners.callbacks import run_callbacks
 from mmzoo.learners.history import read_history
 from mmzoo.learners.keeper import Interrupted
-from mmzoo.learners.meter import Meter, count_tokens
+from mmzoo.learners.meter import Meter
 from mmzoo.learners.multitask import MultitaskLearner
 from mmzoo.learners.optim import lr_factor
 from mmzoo.learners.tasks import Task, TaskConfig
@@ -142,9 +142,7 @@ def test_a_line_holds_figures_of_its_own_step_and_the_true_rate(three: list[str]
     meter = next(c for c in watch if isinstance(c, Meter))
     built = recipe.build(config, callbacks=watch)
     seen: list[int] = []
-    built.model.trunk.register_forward_hook(
-        lambda module, _, out: seen.append(count_tokens(out.groups)) if module.training else None
-    )
+    built.model.watch_tokens(lambda tokens: seen.append(tokens) if built.model.training else None)
     counted: list[int] = []
     read = meter.read
     meter.read = lambda world_size=1: (counted.append(meter.tokens), read(world_size))[1]
