@@ -15,6 +15,7 @@ from mmzoo.batch import Sample
 from mmzoo.cli.thumbnails import INK, PAPER, SIZE, font, thumbnail
 from mmzoo.datamodules.collate import collate
 from mmzoo.errors import ConfigError, DataError, ShapeError
+from mmzoo.models.base import TaskModel
 from mmzoo.models.multimodal import MultimodalModel
 from mmzoo.recipe import Built
 
@@ -120,9 +121,9 @@ def sheet(built: Built, pool: Pool, queries: Sequence[tuple[str, str]], senses: 
     return canvas
 
 
-def _framed(model: MultimodalModel, sample: Sample, sense: str, colour: tuple[int, int, int]) -> Image.Image:
-    prepare = model.config.modalities[sense].preprocess.build()
-    small = thumbnail(sample.entries(sense)[0], model.adapter(sense).kind, prepare)
+def _framed(model: TaskModel, sample: Sample, sense: str, colour: tuple[int, int, int]) -> Image.Image:
+    options = model.config.modalities[sense]
+    small = thumbnail(sample.entries(sense)[0], type(options).owner.kind, options.preprocess.build())
     framed = Image.new("RGB", (SIZE + 2 * EDGE, SIZE + 2 * EDGE), colour)
     framed.paste(small, (EDGE, EDGE))
     return framed
