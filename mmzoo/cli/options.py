@@ -90,6 +90,8 @@ def _nested(module: str, node: ast.ClassDef, rest: str) -> tuple[str, ast.ClassD
     for inner in node.body:
         if isinstance(inner, ast.ClassDef) and inner.name == first:
             return (module, inner) if not deeper else _nested(module, inner, deeper)
+        if isinstance(inner, ast.Assign) and ast.unparse(inner.targets[0]) == first and not deeper:
+            return _find_class(module, ast.unparse(inner.value))
     for base in node.bases:
         found = _find_class(module, ast.unparse(base))
         if found and (inside := _nested(found[0], found[1], rest)):

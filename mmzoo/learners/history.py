@@ -43,8 +43,8 @@ class History(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note the learning rate of this step (of parts without a factor), before the schedule moves on."""
-        groups = [g for o in trainer.optimizers for g in o.param_groups if g.get("lr_scale")]
-        self._rate = groups[0]["lr"] / groups[0]["lr_scale"] if groups else 0.0
+        groups = [g for o in trainer.optimizers for g in o.param_groups if g.get("lr_scale", 1.0)]
+        self._rate = groups[0]["lr"] / groups[0].get("lr_scale", 1.0) if groups else 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

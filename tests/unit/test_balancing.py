@@ -217,9 +217,7 @@ def test_an_interrupted_run_repeats_the_uninterrupted_one(
 
 
 def test_shared_parameters_must_exist(three: list[str]):
-    with pytest.raises(
-        ConfigError, match=r"learner\.shared: no trainable parameter under trunkk; expected some"
-    ):
+    with pytest.raises(ConfigError, match=r"learner\.shared: no parameter under 'trunkk'; expected some"):
         fit([*three, "learner.balance=mgda", "learner.shared=[trunkk]"])
     with pytest.raises(ConfigError, match="cosine_every"):
         recipe.load("five_senses", [*three, "learner.cosine_every=-1"])
