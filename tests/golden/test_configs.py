@@ -135,7 +135,7 @@ def test_a_repeated_default_is_found():
         "name": "recipe",
         "seed": 3,
         "trainer": {"max_steps": 5, "accumulate": 1},
-        "learner": {"type": "multitask", "optim": {"lr": 1e-3, "betas": [0.9, 0.98], "eps": 1e-6}},
+        "learner": {"type": "multitask", "optim": {"lr": 1e-3, "betas": None, "eps": 1e-6}},
         "tasks": {"a": {"objective": "infonce", "head": {"type": "contrastive", "pooling": "cls"}}},
         "data": {"type": "five_senses", "num_val": 256, "loader": {"batch_size": 64}},
     }
