@@ -9,8 +9,8 @@ from PIL import Image
 
 from mmzoo.batch import Batch
 from mmzoo.cli.dense_panels import Panel, image_pixels, side_by_side
+from mmzoo.cli.pick import evenly
 from mmzoo.datamodules.collate import collate
-from mmzoo.errors import DataError, ShapeError
 from mmzoo.modalities.image_preprocess import ImagePreprocess
 from mmzoo.recipe import Built
 
@@ -49,16 +49,7 @@ def draw(built: Built, split: str, path: Path) -> bool:
 
 
 def _pick(built: Built, split: str) -> Batch | None:
-    """Read images evenly spread over a split; unreadable ones were named when it was evaluated."""
-    source = built.datamodule.source(split)
-    count = min(SHOWN, len(source))
-    samples = []
-    for number in range(count):
-        try:
-            samples.append(source.get(number * len(source) // count, None))
-        except (DataError, ShapeError):  # noqa: PERF203 a handful
-            continue
-    samples = [s for s in samples if IMAGE in s.inputs]
+    samples = [s for s in evenly(built, split, SHOWN) if IMAGE in s.inputs]
     return collate(samples) if samples else None
 
 

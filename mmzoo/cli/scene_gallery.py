@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from mmzoo.batch import Batch, Prediction, SceneKind
+from mmzoo.cli.pick import evenly
 from mmzoo.cli.scene_panels import Frame, View, sheet
 from mmzoo.datamodules.collate import collate
 from mmzoo.datamodules.scene import grid_of
-from mmzoo.errors import DataError, ShapeError
 from mmzoo.recipe import Built
 
 SHOWN = 4
@@ -46,15 +46,7 @@ WORDS = {SceneKind.BOXES_3D: "boxes", SceneKind.GROUND_MAP: "map", SceneKind.VOX
 
 
 def _pick(built: Built, split: str) -> Batch | None:
-    """Read scenes evenly spread over a split; unreadable ones were named when it was evaluated."""
-    source = built.datamodule.source(split)
-    count = min(SHOWN, len(source))
-    samples = []
-    for number in range(count):
-        try:
-            samples.append(source.get(number * len(source) // count, None))
-        except (DataError, ShapeError):  # noqa: PERF203 a handful
-            continue
+    samples = evenly(built, split, SHOWN)
     return collate(samples) if samples else None
 
 
