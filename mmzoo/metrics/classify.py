@@ -10,9 +10,9 @@ import numpy as np
 
 from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
-from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.errors import ConfigError
 from mmzoo.metrics.base import Metric, MetricContext
-from mmzoo.metrics.rows import Rows, RowsByPass, averaged, by_pass, labelled, merge
+from mmzoo.metrics.rows import Rows, RowsByPass, averaged, beside, by_pass, labelled, merge
 from mmzoo.metrics.scores import average_precision, confusion, per_class, ranks, top_k
 
 
@@ -97,12 +97,7 @@ class MeanAveragePrecision(Metric):
         """Return the logits and the labels of each pass."""
         state: RowsByPass = {}
         for name, prediction in predictions.items():
-            rows = labelled(name, prediction, batch, target)
-            if len(rows) and rows["labels"].shape != rows["values"].shape:
-                found = f"labels {rows['labels'].shape} for logits {rows['values'].shape}"
-                raise ShapeError.at(
-                    f"batch.targets.{target}", found, "one 0 or 1 for each label", "Check the head."
-                )
+            rows = beside(name, prediction, batch, target, "one 0 or 1 for each label")
             if len(rows):
                 positive = (rows["labels"] > 0.5).astype(np.int8)
                 state[name] = (Rows(rows.ids, {"values": rows["values"], "positive": positive}),)

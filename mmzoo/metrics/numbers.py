@@ -11,10 +11,10 @@ import torch
 
 from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
-from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.errors import ConfigError
 from mmzoo.layers.boxes import iou
 from mmzoo.metrics.base import Metric, MetricContext
-from mmzoo.metrics.rows import Rows, RowsByPass, averaged, by_pass, labelled, merge
+from mmzoo.metrics.rows import Rows, RowsByPass, averaged, beside, by_pass, merge
 
 
 class NumericMetric(Metric):
@@ -28,14 +28,9 @@ class NumericMetric(Metric):
         """Return what is kept of each pass."""
         state: RowsByPass = {}
         for name, prediction in predictions.items():
-            rows = labelled(name, prediction, batch, target)
-            if not len(rows):
-                continue
-            if rows["labels"].shape != rows["values"].shape:
-                found = f"labels {rows['labels'].shape} for predictions {rows['values'].shape}"
-                do = "Check the head and data.numbers."
-                raise ShapeError.at(f"batch.targets.{target}", found, "as many numbers each", do)
-            state[name] = (Rows(rows.ids, self.measure(rows["values"], rows["labels"])),)
+            rows = beside(name, prediction, batch, target, "as many numbers each")
+            if len(rows):
+                state[name] = (Rows(rows.ids, self.measure(rows["values"], rows["labels"])),)
         return state
 
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:

@@ -108,6 +108,16 @@ def labelled(name: str, prediction: Prediction, batch: Batch, target: str) -> Ro
     return Rows(kept.ids, {**kept.columns, "labels": labels})
 
 
+def beside(name: str, prediction: Prediction, batch: Batch, target: str, expected: str) -> Rows:
+    """Return what `labelled` does; raise unless the label has an entry for each of the pass's outputs."""
+    rows = labelled(name, prediction, batch, target)
+    if len(rows) and rows["labels"].shape != rows["values"].shape:
+        found = f"labels {rows['labels'].shape} for predictions {rows['values'].shape}"
+        do = "Check the head and the label's options."
+        raise ShapeError.at(f"batch.targets.{target}", found, expected, do)
+    return rows
+
+
 def averaged(by_pass: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return each figure's mean over passes under its own name, and `<pass>/<figure>` where there are several
     passes."""

@@ -10,9 +10,8 @@ import numpy as np
 
 from mmzoo import schema
 from mmzoo.batch import Batch, Prediction, PredictionKind
-from mmzoo.errors import ShapeError
 from mmzoo.metrics.base import Metric, MetricContext
-from mmzoo.metrics.rows import Rows, RowsByPass, averaged, by_pass, labelled, merge
+from mmzoo.metrics.rows import Rows, RowsByPass, averaged, beside, by_pass, merge
 
 
 class SoftAccuracy(Metric):
@@ -36,16 +35,11 @@ class SoftAccuracy(Metric):
         """Return the score that each sample's answer has."""
         state: RowsByPass = {}
         for name, prediction in predictions.items():
-            rows = labelled(name, prediction, batch, target)
-            if not len(rows):
-                continue
-            scores, values = rows["labels"], rows["values"]
-            if scores.shape != values.shape:
-                found = f"labels {scores.shape} for logits {values.shape}"
-                expected = "one score, 0 … 1, for each label"
-                raise ShapeError.at(f"batch.targets.{target}", found, expected, "Check the head.")
-            chosen = np.take_along_axis(scores, values.argmax(axis=1)[:, None], axis=1)[:, 0]
-            state[name] = (Rows(rows.ids, {"score": chosen.astype(np.float64)}),)
+            rows = beside(name, prediction, batch, target, "one score, 0 … 1, for each label")
+            if len(rows):
+                best = rows["values"].argmax(axis=1)[:, None]
+                chosen = np.take_along_axis(rows["labels"], best, axis=1)[:, 0]
+                state[name] = (Rows(rows.ids, {"score": chosen.astype(np.float64)}),)
         return state
 
     def names(self) -> tuple[str, ...]:

@@ -134,15 +134,7 @@ class MultimodalModel(TaskModel):
                 for m in name.split(JOINT)
                 if m not in self.inputs
             ]
-            faults += [
-                str(ConfigError.at(f"heads.{task}.passes", repr(name), expected, do))
-                for expected in ("each modality once, views included",)
-                for task, spec in self.heads.items()
-                for name in (spec.passes if spec else [])
-                for own in ([self.views.get(m, m) for m in name.split(JOINT)],)
-                if len(set(own)) < len(own)
-                for do in (f"Make them passes of their own: [{', '.join(name.split(JOINT))}].",)
-            ]
+            faults += _repeated(self.heads, self.views)
             faults += [
                 str(ConfigError.at(f"views.{view}", repr(m), "another modality of the model", do))
                 for view, m in self.views.items()
@@ -474,6 +466,20 @@ class MultimodalModel(TaskModel):
         if self.decoder is not None:
             parts["decoder"] = self.decoder
         return parts | {f"heads.{t}": h for t, h in self.heads.items()}
+
+
+def _repeated(heads: Mapping[str, HeadSpec], views: Mapping[str, str]) -> list[str]:
+    """Return a line for each pass that joins a modality with itself or with a view of it."""
+    faults: list[str] = []
+    for task, spec in heads.items():
+        for name in spec.passes if spec else []:
+            words = name.split(JOINT)
+            if len({views.get(m, m) for m in words}) < len(words):
+                where, do = f"heads.{task}.passes", f"Make them passes of their own: [{', '.join(words)}]."
+                faults.append(
+                    str(ConfigError.at(where, repr(name), "each modality once, views included", do))
+                )
+    return faults
 
 
 def _united(reads: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -286,7 +286,7 @@ def test_zero_shot_may_name_another_target():
         (
             lambda: MeanAveragePrecision.Config().build().update(*case([[1.0, 0.0]], [[1.0]]), "y"),
             ShapeError,
-            "batch.targets.y: labels (1, 1) for logits (1, 2)",
+            "batch.targets.y: labels (1, 1) for predictions (1, 2)",
         ),
         (
             lambda: Accuracy.Config().build().update(*case(torch.zeros(1, 2, 2), [0]), "y"),
