@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from mmzoo.batch import Batch
 from mmzoo.cli.dense_panels import Panel, image_pixels, side_by_side
-from mmzoo.cli.pick import evenly
+from mmzoo.cli.pick import evenly, predict
 from mmzoo.datamodules.collate import collate
 from mmzoo.modalities.image_preprocess import ImagePreprocess
 from mmzoo.recipe import Built
@@ -32,7 +31,7 @@ def draw(built: Built, split: str, path: Path) -> bool:
     batch = _pick(built, split)
     if batch is None:
         return False
-    found = _predict(built, batch, list(kinds))
+    found = {t: p.values for t, p in predict(built, batch, list(kinds)).items() if p is not None}
     images = [image_pixels(x, prepare.scale, prepare.shift) for x in batch.inputs[IMAGE].values]
     rows: list[dict[str, Panel]] = []
     for sample in range(len(batch)):
@@ -41,7 +40,8 @@ def draw(built: Built, split: str, path: Path) -> bool:
             labels = batch.targets.get(built.learner.tasks[name].config.target)
             own = labels.index.tolist() if labels is not None else []
             true = labels.values[own.index(sample)] if labels is not None and sample in own else None
-            row[name] = Panel(kind, found[name][sample], true)
+            if name in found:
+                row[name] = Panel(kind, found[name][sample], true)
         rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(side_by_side(images, rows)).save(path)
@@ -51,16 +51,3 @@ def draw(built: Built, split: str, path: Path) -> bool:
 def _pick(built: Built, split: str) -> Batch | None:
     samples = [s for s in evenly(built, split, SHOWN) if IMAGE in s.inputs]
     return collate(samples) if samples else None
-
-
-@torch.no_grad()
-def _predict(built: Built, batch: Batch, tasks: list[str]) -> dict[str, torch.Tensor]:
-    """Return the first pass's prediction of each task, a row a sample."""
-    training = built.model.training
-    built.model.eval()
-    try:
-        with built.trainer.precision_plugin.forward_context():
-            output = built.model(batch.to(built.model.device), tasks)
-    finally:
-        built.model.train(training)
-    return {t: next(iter(output.predictions[t].values())).values.float().cpu() for t in tasks}

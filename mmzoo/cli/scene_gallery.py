@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mmzoo.batch import Batch, Prediction, SceneKind
-from mmzoo.cli.pick import evenly
+from mmzoo.cli.pick import evenly, predict
 from mmzoo.cli.scene_panels import Frame, View, sheet
 from mmzoo.datamodules.collate import collate
 from mmzoo.datamodules.scene import grid_of
@@ -34,7 +34,7 @@ def draw(built: Built, split: str, path: Path) -> bool:
     targets = {kind: built.learner.tasks[name].config.target for name, kind in kinds.items()}
     labels = {WORDS[kind]: built.info.labels.get(target, ()) for kind, target in targets.items()}
     frame = Frame(wanted.grid.range_m, wanted.grid.map_range_m, labels)
-    found = _predict(built, batch, list(kinds))
+    found = predict(built, batch, list(kinds))
     by_kind = {kind: found[name] for name, kind in kinds.items()}
     pairs = [(_true(batch, targets, i), _found(by_kind, i)) for i in range(len(batch))]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,20 +48,6 @@ WORDS = {SceneKind.BOXES_3D: "boxes", SceneKind.GROUND_MAP: "map", SceneKind.VOX
 def _pick(built: Built, split: str) -> Batch | None:
     samples = evenly(built, split, SHOWN)
     return collate(samples) if samples else None
-
-
-@torch.no_grad()
-def _predict(built: Built, batch: Batch, tasks: list[str]) -> dict[str, Prediction | None]:
-    """Return the first pass's prediction of each task, on the host."""
-    training = built.model.training
-    built.model.eval()
-    try:
-        with built.trainer.precision_plugin.forward_context():
-            output = built.model(batch.to(built.model.device), tasks)
-    finally:
-        built.model.train(training)
-    first = {task: next(iter(output.predictions[task].values()), None) for task in tasks}
-    return {task: p and Prediction(p.values.float().cpu(), p.index) for task, p in first.items()}
 
 
 def _true(batch: Batch, targets: dict[SceneKind, str], sample: int) -> View:
