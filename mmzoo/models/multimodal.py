@@ -36,6 +36,7 @@ from mmzoo.models.masked import (
     mask_generator,
     still_passes,
 )
+from mmzoo.models.views import Views, repeated, view_faults, with_views
 from mmzoo.trunk.base import MixerContext
 from mmzoo.trunk.packing import lay_out
 from mmzoo.trunk.routing_stats import join_stats
@@ -134,13 +135,8 @@ class MultimodalModel(TaskModel):
                 for m in name.split(JOINT)
                 if m not in self.inputs
             ]
-            faults += _repeated(self.heads, self.views)
-            faults += [
-                str(ConfigError.at(f"views.{view}", repr(m), "another modality of the model", do))
-                for view, m in self.views.items()
-                if m not in self.modalities or view in self.modalities
-                for do in (close_matches(m, self.modalities),)
-            ]
+            faults += repeated(self.heads, self.views)
+            faults += view_faults(self.views, self.modalities)
             if faults:
                 raise ConfigError("\n".join(faults))
             donors(self.modalities)
@@ -148,8 +144,7 @@ class MultimodalModel(TaskModel):
         @property
         def inputs(self) -> dict[str, Any]:
             """Options of the adapter behind every input, views included."""
-            of_views = {view: self.modalities.get(m) for view, m in self.views.items()}
-            return {**self.modalities, **of_views}
+            return with_views(self.modalities, self.views)
 
         def for_tasks(self, needs: Mapping[str, Need]) -> MultimodalModel.Config:
             """Return a copy with exactly the heads that tasks need: theirs, else the model's of that name."""
@@ -172,9 +167,7 @@ class MultimodalModel(TaskModel):
         self.config = config
         sizes = {"dim": config.trunk.dim, "num_heads": config.trunk.num_heads}
         self.adapters = nn.ModuleDict({m: c.build(name=m, **sizes) for m, c in config.modalities.items()})
-        self.views = nn.ParameterDict(
-            {view: nn.Parameter(torch.zeros(1, 1, config.trunk.dim)) for view in config.views}
-        )
+        self.views = Views(config.views, config.trunk.dim)
         self.trunk = Trunk(config.trunk, modalities=tuple(config.modalities), tasks=tuple(config.heads))
         self.passes = {task: tuple(spec.passes) or self.modalities for task, spec in config.heads.items()}
         self.dense = tuple(task for task, spec in config.heads.items() if is_dense(spec.head))
@@ -331,10 +324,7 @@ class MultimodalModel(TaskModel):
 
     def embedded(self, name: str, x: ModalityInput) -> TokenSequence:
         """Return the adapter's tokens of an input; a view's carry its embedding."""
-        sequence = self.adapter(name)(x)
-        if name not in self.views:
-            return sequence
-        return dataclasses.replace(sequence, tokens=sequence.tokens + self.views[name])
+        return self.views.mark(name, self.adapter(name)(x))
 
     def tokens(
         self, batch: Batch, passes: Sequence[str] | None = None, task: str | None = None
@@ -466,20 +456,6 @@ class MultimodalModel(TaskModel):
         if self.decoder is not None:
             parts["decoder"] = self.decoder
         return parts | {f"heads.{t}": h for t, h in self.heads.items()}
-
-
-def _repeated(heads: Mapping[str, HeadSpec], views: Mapping[str, str]) -> list[str]:
-    """Return a line for each pass that joins a modality with itself or with a view of it."""
-    faults: list[str] = []
-    for task, spec in heads.items():
-        for name in spec.passes if spec else []:
-            words = name.split(JOINT)
-            if len({views.get(m, m) for m in words}) < len(words):
-                where, do = f"heads.{task}.passes", f"Make them passes of their own: [{', '.join(words)}]."
-                faults.append(
-                    str(ConfigError.at(where, repr(name), "each modality once, views included", do))
-                )
-    return faults
 
 
 def _united(reads: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
