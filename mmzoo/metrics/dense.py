@@ -21,7 +21,7 @@ from mmzoo import schema
 from mmzoo.batch import IGNORE, Batch, DenseKind, Prediction, PredictionKind
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.metrics.base import Metric, MetricContext
-from mmzoo.metrics.rows import Rows, RowsByPass, averaged, by_pass, merge
+from mmzoo.metrics.rows import Rows, RowsByPass, averaged, by_pass, each_labelled, merge
 
 BETA_SQUARED = 0.3
 """Weight of precision in the F-measure of saliency."""
@@ -41,24 +41,12 @@ class DenseMetric(Metric):
 
     def update(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> RowsByPass:
         """Return what `measure` says of each labelled image, by pass."""
-        if not target:
-            do = "Set the task's target, or drop the metric."
-            raise ConfigError.at("metric", "no target", "the name of a label", do)
-        labels = batch.targets.get(target)
-        if labels is None:
-            return {}
-        own = {sample: row for row, sample in enumerate(labels.index.tolist())}
         state: RowsByPass = {}
-        for name, prediction in predictions.items():
-            found = [(i, s) for i, s in enumerate(prediction.index.tolist()) if s in own]
-            if not found:
-                continue
-            values = prediction.values.detach().float().cpu()
-            true = labels.values.detach().cpu()
-            _check(f"metric/{name}", values, true, self.kind)
-            measured = [self.measure(values[i], true[own[s]]) for i, s in found]
+        for name, ids, values, every in each_labelled(predictions, batch, target):
+            _check(f"metric/{name}", tuple(values.shape), (len(every), *every[0].shape), self.kind)
+            measured = [self.measure(one, true) for one, true in zip(values, every, strict=True)]
             columns = {k: np.stack([m[k] for m in measured]) for k in measured[0]}
-            state[name] = (Rows(tuple(batch.ids[s] for _, s in found), columns),)
+            state[name] = (Rows(ids, columns),)
         return state
 
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
@@ -271,10 +259,10 @@ class Saliency(DenseMetric):
         return float(np.where(union > 0, right / np.maximum(union, 1), 1.0).mean(axis=0).max())
 
 
-def _check(where: str, values: Tensor, true: Tensor, kind: DenseKind) -> None:
+def _check(where: str, given: tuple[int, ...], wanted: tuple[int, ...], kind: DenseKind) -> None:
     least = {DenseKind.SALIENCY: 2, DenseKind.NORMALS: 3, DenseKind.EDGE: 1, DenseKind.DEPTH: 1}
-    fits = values.ndim == 4 and values.shape[1] == least.get(kind, values.shape[1])
-    if not fits or true.shape[-2:] != values.shape[-2:]:
-        found = f"predictions {tuple(values.shape)} for labels {tuple(true.shape)}"
+    fits = len(given) == 4 and given[1] == least.get(kind, given[1])
+    if not fits or wanted[-2:] != given[-2:]:
+        found = f"predictions {given} for labels {wanted}"
         expected = f"(images, {least.get(kind, 'classes')}, height, width) of the labels' size"
         raise ShapeError.at(where, found, expected, "Use a dense head at the image's size.")

@@ -6,11 +6,13 @@ however the states were merged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
+from torch import Tensor
 
 from mmzoo.batch import Batch, Prediction, entry_of_row, has_several
 from mmzoo.errors import ConfigError, ShapeError
@@ -89,10 +91,7 @@ def plain(name: str, prediction: Prediction, batch: Batch) -> Rows:
 
 def labelled(name: str, prediction: Prediction, batch: Batch, target: str) -> Rows:
     """Return `values` and `labels` of those rows of one pass that have the label; one row a sample."""
-    if not target:
-        raise ConfigError.at(
-            "metric", "no target", "the name of a label", "Set the task's target, or drop the metric."
-        )
+    _check_named(target)
     if has_several(prediction.index):
         do = "Drop the metric, or give samples one entry (data.captions.evaluate=first)."
         raise ShapeError.at(f"metric/{name}", "samples with several entries", "one row a sample", do)
@@ -106,6 +105,41 @@ def labelled(name: str, prediction: Prediction, batch: Batch, target: str) -> Ro
     labels = found.values.detach().cpu().numpy()[[own[int(prediction.index[i])] for i in keep]]
     kept = rows.take(np.asarray(keep, dtype=np.int64))
     return Rows(kept.ids, {**kept.columns, "labels": labels})
+
+
+class LabelledSamples(NamedTuple):
+    """The samples of one pass that have the label: their ids, predictions and labels, all on the host; labels
+    may differ in length."""
+
+    name: str
+    ids: tuple[str, ...]
+    values: Shaped[Tensor, "k ..."]
+    true: tuple[Shaped[Tensor, ...], ...]
+
+
+def each_labelled(
+    predictions: Mapping[str, Prediction], batch: Batch, target: str
+) -> Iterator[LabelledSamples]:
+    """Yield the labelled samples of every pass that has any, whatever the form of predictions and labels."""
+    _check_named(target)
+    labels = batch.targets.get(target)
+    if labels is None:
+        return
+    own = {sample: row for row, sample in enumerate(labels.index.tolist())}
+    every = tuple(row.detach().cpu() for row in labels.rows())
+    for name, prediction in predictions.items():
+        samples = prediction.index.tolist()
+        rows = [i for i, sample in enumerate(samples) if sample in own]
+        if rows:
+            ids = tuple(batch.ids[samples[i]] for i in rows)
+            true = tuple(every[own[samples[i]]] for i in rows)
+            yield LabelledSamples(name, ids, prediction.values.detach()[rows].float().cpu(), true)
+
+
+def _check_named(target: str) -> None:
+    if not target:
+        do = "Set the task's target, or drop the metric."
+        raise ConfigError.at("metric", "no target", "the name of a label", do)
 
 
 def beside(name: str, prediction: Prediction, batch: Batch, target: str, expected: str) -> Rows:

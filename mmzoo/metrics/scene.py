@@ -18,7 +18,7 @@ from mmzoo import schema
 from mmzoo.batch import IGNORE, Batch, Prediction, PredictionKind, SceneKind
 from mmzoo.errors import ConfigError, ShapeError
 from mmzoo.metrics.base import Metric, MetricContext
-from mmzoo.metrics.rows import Rows, RowsByPass, averaged, by_pass, merge
+from mmzoo.metrics.rows import Rows, RowsByPass, averaged, by_pass, each_labelled, merge
 
 
 class SceneMetric(Metric):
@@ -34,22 +34,11 @@ class SceneMetric(Metric):
 
     def update(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> RowsByPass:
         """Return what `measure` says of each labelled scene, by pass."""
-        if not target:
-            do = "Set the task's target, or drop the metric."
-            raise ConfigError.at("metric", "no target", "the name of a label", do)
-        labels = batch.targets.get(target)
-        if labels is None:
-            return {}
-        own, every = {s: row for row, s in enumerate(labels.index.tolist())}, labels.rows()
         state: RowsByPass = {}
-        for name, prediction in predictions.items():
-            found = [(i, s) for i, s in enumerate(prediction.index.tolist()) if s in own]
-            if not found:
-                continue
-            values = prediction.values.detach().float().cpu()
-            measured = [self.measure(values[i], every[own[s]].detach().cpu()) for i, s in found]
+        for name, ids, values, every in each_labelled(predictions, batch, target):
+            measured = [self.measure(one, true) for one, true in zip(values, every, strict=True)]
             columns = {k: _column([m[k] for m in measured], ragged=k in self.lists) for k in measured[0]}
-            state[name] = (Rows(tuple(batch.ids[s] for _, s in found), columns),)
+            state[name] = (Rows(ids, columns),)
         return state
 
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:

@@ -9,6 +9,7 @@ from mmzoo.errors import ConfigError, DataError, ShapeError
 from mmzoo.metrics.base import MetricContext
 from mmzoo.metrics.classify import Accuracy, MeanAveragePrecision
 from mmzoo.metrics.probe import Knn, LinearProbe, ridge
+from mmzoo.metrics.rows import each_labelled
 from mmzoo.metrics.scores import average_precision, per_class, ranks
 from mmzoo.metrics.zero_shot import ZeroShot, class_centres
 
@@ -319,3 +320,24 @@ def test_errors_are_one_clear_line(act, error, line):
 def test_per_class_counts_classes_that_were_only_predicted_against_f1():
     table = np.array([[1, 1], [0, 0]])
     assert per_class(table) == {"mean_class": 0.5, "macro_f1": pytest.approx((2 / 3 + 0) / 2)}
+
+
+def test_labelled_samples_of_every_pass_stand_beside_their_own_labels():
+    batch = Batch(
+        ("a", "b", "c"),
+        targets={"y": Target(torch.tensor([[5, 6], [7, 0]]), torch.tensor([2, 0]), torch.tensor([2, 1]))},
+    )
+    passes = {
+        "both": Prediction(torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64), torch.tensor([0, 1, 2])),
+        "none": Prediction(torch.tensor([[9.0]]), torch.tensor([1])),
+        "last": Prediction(torch.tensor([[3.0]], requires_grad=True), torch.tensor([2])),
+    }
+    both, last = each_labelled(passes, batch, "y")
+    assert (both.name, both.ids, last.name, last.ids) == ("both", ("a", "c"), "last", ("c",))
+    assert both.values.tolist() == [[0.0], [2.0]]
+    assert both.values.dtype == torch.float32
+    assert [row.tolist() for row in both.true] == [[7], [5, 6]]
+    assert not last.values.requires_grad
+    assert list(each_labelled(passes, batch, "z")) == []
+    with pytest.raises(ConfigError, match="metric: no target"):
+        list(each_labelled(passes, batch, ""))
