@@ -423,7 +423,8 @@ class DataInfo:
     they are; numeric: the targets that are numbers, and what they are; subjects: fMRI subject -> number of
     voxels; modalities: the input names it yields; counts: split -> number of samples;
     several: the modalities of which a sample may have several entries -> the largest number of them;
-    scene: the targets that label the scene around a vehicle, and what they are.
+    scene: the targets that label the scene around a vehicle, and what they are; class_counts: target -> how
+    often each class, by name, stands in the labels to train on, where that is known.
     """
 
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -434,6 +435,7 @@ class DataInfo:
     numeric: Mapping[str, NumericKind] = field(default_factory=dict)
     several: Mapping[str, int] = field(default_factory=dict)
     scene: Mapping[str, SceneKind] = field(default_factory=dict)
+    class_counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def _pad(values: Tensor, extent: Sequence[int]) -> Tensor:

@@ -29,7 +29,7 @@ from mmzoo.datamodules.scene import (
     grid_of,
 )
 from mmzoo.datamodules.split import SPLITS
-from mmzoo.datamodules.world_driving.scene import BOX_CLASSES, MAP_CLASSES, VOXEL_CLASSES
+from mmzoo.datamodules.world_driving.scene import BOX_CLASSES, MAP_CLASSES, VOXEL_CLASSES, VOXEL_COUNTS
 from mmzoo.datamodules.world_driving.views import DrivingConfig, SensorConfig, lidar_channels, see
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.modalities.base import Preprocess
@@ -96,7 +96,8 @@ class Driving(DataModule):
         self.check_modalities(INPUTS, "data")
         labels = {BOXES: BOX_CLASSES, MAP: MAP_CLASSES, OCCUPANCY: VOXEL_CLASSES}
         counts = {split: self.config.count(split) for split in SPLITS}
-        return DataInfo(labels, {}, INPUTS, counts, scene=KINDS)
+        voxels = dict(zip(VOXEL_CLASSES, map(float, VOXEL_COUNTS), strict=True))
+        return DataInfo(labels, {}, INPUTS, counts, scene=KINDS, class_counts={OCCUPANCY: voxels})
 
     def source(self, split: str) -> Streets:
         """Return the streets of a split."""

@@ -76,14 +76,14 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
         *,
         seed: int = 0,
     ) -> None:
-        """Wire model and tasks; `info` gives class names to the metrics."""
+        """Wire model and tasks; `info` gives class names to objectives and metrics."""
         super().__init__()
         if not tasks:
             raise ConfigError.at(
                 "tasks", "none", "at least one task", "Add tasks: {name: {head: …, objective: …}}."
             )
         self.config, self.model, self.info, self.seed = config, model, info, seed
-        self.tasks = {name: Task(name, c) for name, c in tasks.items()}
+        self.tasks = {name: Task(name, c, info) for name, c in tasks.items()}
         check_baselines(config.baselines, self.tasks)
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
         trained = {n: self.tasks[n] for n in self.trained}

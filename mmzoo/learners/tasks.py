@@ -68,8 +68,8 @@ class TaskConfig(schema.Config):
 class Task:
     """A task at work: its objective, and its metrics with what they have seen so far."""
 
-    def __init__(self, name: str, config: TaskConfig) -> None:
-        """Build the parts.
+    def __init__(self, name: str, config: TaskConfig, info: DataInfo | None = None) -> None:
+        """Build the parts; `info` tells the objective of the label's classes.
 
         Figures are named `task/figure`; those of a metric with a label of its own `task/label/figure`, those
         of probes `task/probe/figure`, and those of a second metric of the same name `…/accuracy2/figure`.
@@ -77,6 +77,8 @@ class Task:
         self.name, self.config = name, config
         self.head = config.head_of or name
         self.objective: Objective = config.objective.build()
+        if info is not None:
+            self.objective.learn_classes(info, config.target)
         self.metrics: dict[str, Metric] = {}
         self.prefixes: dict[str, str] = {}
         for options in config.metrics:
@@ -186,7 +188,9 @@ def faults_of(name: str, task: TaskConfig, spec: HeadSpec | None, info: DataInfo
     parts = {"head": spec.head, **dict(readers)}
     faults += _several_faults(where, parts, {m for p in spec.passes for m in p.split(JOINT)}, info)
     try:
-        task.objective.build().check(tuple(spec.passes))
+        objective: Objective = task.objective.build()
+        objective.check(tuple(spec.passes))
+        objective.learn_classes(info, task.target)
     except ConfigError as error:
         faults.append(f"{where}.objective.{error}")
     targets = {f"{where}.target": task.target}

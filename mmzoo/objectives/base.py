@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from mmzoo import schema
-from mmzoo.batch import Batch, Prediction, PredictionKind
+from mmzoo.batch import Batch, DataInfo, Prediction, PredictionKind
 from mmzoo.state import LossState
 
 
@@ -48,6 +48,11 @@ class Objective(schema.Configurable):
     def check(self, passes: tuple[str, ...]) -> None:
         """Raise ConfigError where the options do not fit the passes that the task reads."""
         del passes
+
+    def learn_classes(self, info: DataInfo, target: str) -> None:
+        """Take what the data say of the label's classes, before the first batch; raise ConfigError where the
+        options do not fit them."""
+        del info, target
 
     def __call__(self, predictions: Mapping[str, Prediction], batch: Batch, target: str) -> LossState:
         """Return the loss state of a batch; `target` names the label in `batch.targets` ('' where none is

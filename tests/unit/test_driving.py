@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from mmzoo import recipe, schema, zoo
-from mmzoo.batch import Batch, DataInfo, Sample, Target
+from mmzoo.batch import Batch, DataInfo, Prediction, Sample, Target
 from mmzoo.cli.scene_panels import Frame, View, colour_of, from_above, plan, sheet
 from mmzoo.datamodules.collate import collate
 from mmzoo.datamodules.driving import Driving
 from mmzoo.datamodules.scene import Scene
+from mmzoo.datamodules.world_driving.scene import NUM_VOXEL_CLASSES
 from mmzoo.errors import CheckpointError, ConfigError, ShapeError
 from mmzoo.layers.channel_scaling import Gate
 from mmzoo.learners.balance.balancing import Place
@@ -23,6 +24,7 @@ from mmzoo.modalities.bev import BevGrid, BevPreprocess, VoxelPreprocess
 from mmzoo.models.base import Need
 from mmzoo.models.m3net.grid import GridConfig
 from mmzoo.models.m3net.model import M3Net
+from mmzoo.models.m3net.objectives import OccupancyObjective
 from mmzoo.models.m3net.options import BOXES, MAP, OCCUPANCY, M3NetConfig, Voxels
 from mmzoo.models.multimodal import MultimodalModel
 
@@ -204,6 +206,56 @@ def test_overrides_switch_parts_and_balance_works():
     alone = recipe.build(recipe.load("driving", [*SMALL, "only=[map]"]))
     assert alone.model.config.tasks == [MAP]
     assert set(alone.datamodule.preprocesses) == {"camera", "lidar"}
+
+
+# ---- how much a class of voxels weighs
+
+
+def entropy(data: DataInfo, counts: dict[str, float], expected: list[float] | None) -> None:
+    """Compare with a cross-entropy whose classes weigh 1 / log(count), in the order of the logits."""
+    logits = torch.randn(1, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[[[0, 1], [2, 2]]]])
+    objective = OccupancyObjective.Config(counts=counts).build()
+    objective.learn_classes(data, "what")
+    given = {PASS: Prediction(logits, torch.tensor([0]))}
+    batch = Batch(("a",), targets={"what": Target(labels, torch.tensor([0]))})
+    weight = 1 / torch.log(torch.tensor(expected or [2.0, 2.0, 2.0]) + 1e-3)  # a batch's own: at least 2
+    found = objective(given, batch, "what").parts["entropy"].mean()
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, labels, weight=weight))
+
+
+def test_voxels_weigh_by_counts_of_their_names_else_by_the_datas_else_by_the_batchs() -> None:
+    names, of_data = ("free", "car", "bus"), {"car": 30.0, "free": 900.0, "bus": 7.0}
+    known = DataInfo({"what": names}, class_counts={"what": of_data})
+    entropy(known, {}, [900.0, 30.0, 7.0])
+    entropy(known, {"bus": 50.0, "car": 40.0, "free": 60.0}, [60.0, 40.0, 50.0])
+    entropy(DataInfo({"what": names}), {}, None)
+
+
+@pytest.mark.parametrize(
+    ("counts", "found", "do"),
+    [
+        ({"free": 9.0, "cars": 5.0, "bus": 7.0}, "no class cars; no count of car", "Did you mean 'car'?"),
+        ({"free": 9.0}, "no count of car, bus", "Add them, or leave counts out."),
+    ],
+)
+def test_counts_of_other_classes_are_refused(counts: dict[str, float], found: str, do: str) -> None:
+    objective = OccupancyObjective.Config(counts=counts).build()
+    with pytest.raises(ConfigError) as caught:
+        objective.learn_classes(DataInfo({"what": ("free", "car", "bus")}), "what")
+    assert str(caught.value) == f"counts: {found}; expected one for each class of what. {do}"
+
+
+def test_counts_of_the_recipe_are_checked_before_anything_is_trained() -> None:
+    with pytest.raises(
+        ConfigError, match=r"tasks\.occupancy\.objective\.counts: no class house; no count of"
+    ):
+        recipe.build(recipe.load("driving", [*SMALL, "tasks.occupancy.objective.counts={free: 9, house: 5}"]))
+    with pytest.raises(ConfigError, match=r"counts\.car: -1; expected 0 or more"):
+        OccupancyObjective.Config(counts={"car": -1.0})
+    counts = recipe.build(recipe.load("driving", SMALL)).learner.tasks["occupancy"].objective.counts
+    assert len(counts) == NUM_VOXEL_CLASSES
+    assert (counts[0], counts[-1]) == (1_617_000, 32_700)
 
 
 # ---- pictures

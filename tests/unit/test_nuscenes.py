@@ -533,6 +533,7 @@ def test_recipes_train_on_it_though_a_frame_lacks_its_labels(root: Path, tmp_pat
         ("map", "occupancy", "boxes"), 3
     )
     out = built.model(batch)
+    assert built.learner.tasks["occupancy"].objective.counts == ()  # those of each batch: nothing is known
     losses = [task.loss(out, batch).mean() for task in built.learner.tasks.values()]
     torch.stack(losses).sum().backward()
     assert all(bool(loss > 0) for loss in losses)

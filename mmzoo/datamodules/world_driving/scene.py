@@ -35,6 +35,11 @@ VOXEL_CLASSES = (
     *("free", *BOX_CLASSES),
     *("driveable_surface", "sidewalk", "terrain", "building", "vegetation", "carpark"),
 )
+VOXEL_COUNTS = (
+    *(1_617_000, 11_500, 3_070, 1_100, 3_410, 3_560, 800, 760, 550, 3_290, 620),
+    *(134_000, 70_800, 352_000, 118_000, 5_280, 32_700),
+)
+"""About how many voxels of each class 1,024 streets have on 4 x 24 x 24 voxels within 27 m (M3Net tiny)."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import IGNORE, Batch, Prediction, PredictionKind, SceneKind
-from mmzoo.errors import ConfigError, ShapeError
+from mmzoo.batch import IGNORE, Batch, DataInfo, Prediction, PredictionKind, SceneKind
+from mmzoo.errors import ConfigError, ShapeError, close_matches
 from mmzoo.models.m3net import losses
 from mmzoo.models.m3net.losses import MatchConfig
 from mmzoo.models.m3net.predictions import BoxPrediction, MapPrediction
@@ -173,17 +173,39 @@ class OccupancyObjective(SceneObjective):
         """of the same of occupied against free"""
         lovasz_weight: float = 1.0
         """of the Lovasz extension of the Jaccard loss"""
-        counts: list[float] = field(default_factory=list[float])
-        """voxels of each class in the training set; a class weighs 1 / log(count) in the cross-entropy.
-        Empty: those of each batch"""
+        counts: dict[str, float] = field(default_factory=dict[str, float])
+        """class name -> its voxels in the training set; a class weighs 1 / log(count) in the cross-entropy.
+        Empty: what the data say (driving does), else the counts of each batch"""
 
         def __post_init__(self) -> None:
             """Check the ranges."""
             weights = {k: v for k, v in vars(self).items() if k.endswith("_weight")}
             _check_weights(**weights)
+            for name, count in self.counts.items():
+                if not count >= 0:
+                    raise ConfigError.at(f"counts.{name}", f"{count:g}", "0 or more", "Count again.")
 
     reads: ClassVar[PredictionKind] = PredictionKind.VOXELS
     kind: ClassVar[SceneKind] = SceneKind.VOXELS
+
+    def __init__(self, config: Any) -> None:
+        """Keep the options; whose counts they are is known with the data."""
+        super().__init__(config)
+        self.counts: tuple[float, ...] = ()
+
+    def learn_classes(self, info: DataInfo, target: str) -> None:
+        """Put the counts in the order of the data's classes."""
+        names = info.labels.get(target, ())
+        counts = self.config.counts or info.class_counts.get(target, {})
+        if not counts or not names:
+            return
+        unknown, missing = [n for n in counts if n not in names], [n for n in names if n not in counts]
+        if unknown or missing:
+            faults = [("no class", unknown), ("no count of", missing)]
+            found = "; ".join(f"{words} {', '.join(which)}" for words, which in faults if which)
+            do = close_matches(unknown[0], names) if unknown else "Add them, or leave counts out."
+            raise ConfigError.at("counts", found, f"one for each class of {target}", do)
+        self.counts = tuple(counts[name] for name in names)
 
     def losses(
         self, prediction: Prediction, rows: Int[Tensor, " r"], truth: Truth
@@ -193,12 +215,12 @@ class OccupancyObjective(SceneObjective):
         classes = logits.shape[1]
         _check_shape((len(target), classes, *logits.shape[2:]), (len(target), classes, *target.shape[1:]))
         _check_classes(truth, [t[t != IGNORE] for t in truth], classes)
-        if self.config.counts and len(self.config.counts) != classes:
-            found, do = f"{len(self.config.counts)} counts", "Count again, or leave counts out."
+        if (self.counts or self.config.counts) and len(self.counts) != classes:
+            found, do = f"{len(self.counts)} counts", "Give learn_classes() the data, or leave counts out."
             raise ConfigError.at("objective.counts", found, f"one for each of {classes} classes", do)
         known = target[target != IGNORE]
         counted = torch.bincount(known, minlength=classes).float()
-        counts = logits.new_tensor(self.config.counts) if self.config.counts else counted
+        counts = logits.new_tensor(self.counts) if self.counts else counted
         found = losses.occupancy_losses(logits, target, counts)
         return {name: getattr(self.config, f"{name}_weight") * value for name, value in found.items()}
 
