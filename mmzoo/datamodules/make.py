@@ -75,9 +75,7 @@ def make(kind: str, path: str, samples: int, *, seed: int = 0) -> str:
     """Write `samples` events to the new folder `path` in the format `kind`; say what was written."""
     known = [k.value for k in Kind]
     if kind not in known:
-        raise ConfigError.at(
-            "data make", repr(kind), f"one of {', '.join(known)}", close_matches(kind, known)
-        )
+        raise ConfigError.at("data make", repr(kind), "a format it can write", close_matches(kind, known))
     if kind in APART:
         return APART[Kind(kind)](Path(path), samples, seed=seed)
     return write_five_senses(Path(path), samples, Kind(kind), seed=seed)

@@ -15,6 +15,7 @@ from mmzoo.datamodules.bids import Bids, Unit
 from mmzoo.datamodules.five_senses import FiveSenses
 from mmzoo.datamodules.make import (
     MIN_SAMPLES,
+    Kind,
     Made,
     make,
     see_events,
@@ -200,9 +201,12 @@ def test_bids_responses_follow_the_simulated_scans(tmp_path: Path, events: list[
 
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"data make: 'manifst'; expected one of .* Did you mean 'manifest'"
+        ConfigError, match=r"'manifst'; expected a format it can write\. Did you mean 'manifest'"
     ):
         make("manifst", str(tmp_path / "x"), COUNT)
+    with pytest.raises(ConfigError) as caught:
+        make("zzz", str(tmp_path / "x"), COUNT)
+    assert max(str(caught.value).count(kind.value) for kind in Kind) == 1
     with pytest.raises(ConfigError, match=f"data make: 3 samples; expected at least {MIN_SAMPLES}"):
         make("ntu", str(tmp_path / "x"), 3)
     (tmp_path / "full").mkdir()
