@@ -91,6 +91,10 @@ class Tokenizer(schema.Configurable):
         return {"config": self.config}
 
 
+SPACES = frozenset(3 + byte for byte in b" \t\n\r\f\v")
+"""Ids of `Bytes` that are white space."""
+
+
 class Bytes(Tokenizer):
     """UTF-8 bytes; no table, 259 entries, for tiny models and any language.
 
@@ -111,7 +115,7 @@ class Bytes(Tokenizer):
 
     def begins_word(self, token: int) -> bool:
         """Say whether it is white space: a word brings the blank before it."""
-        return token - 3 in b" \t\n\r\f\v"
+        return token in SPACES
 
     def ends_word(self, token: int) -> bool:
         """Say no: only the blank of the next word tells."""

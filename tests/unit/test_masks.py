@@ -114,6 +114,19 @@ def test_tokenizers_know_where_words_begin(tokenizer, text, words):
     assert made.words(made.encode(text)) == words
 
 
+def test_ids_that_are_no_byte_begin_no_word():
+    tokenizer = Bytes.Config().build()
+    assert [i for i in range(-2, tokenizer.vocab_size + 3) if tokenizer.begins_word(i)] == [
+        12,
+        13,
+        14,
+        15,
+        16,
+        35,
+    ]
+    assert tokenizer.words([*tokenizer.ids("a b"), 2, 300]) == [0, 1, 1, 1, 1]
+
+
 def test_gpt2_pieces_of_a_word_stay_together(shared, monkeypatch):
     from mmzoo.modalities.tokenizers import Gpt2Bpe
 
