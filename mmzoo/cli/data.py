@@ -1,4 +1,5 @@
-"""Inspect data on disk before training on it, or make synthetic data to try things with."""
+"""Inspect data on disk before training on it, pack them into shards, or make synthetic data to try things
+with."""
 
 from __future__ import annotations
 
@@ -14,16 +15,26 @@ EXAMPLES = [
     ("mmzoo data make manifest out/", "a small synthetic data set in that format"),
     ("mmzoo data make nyud --n 16 out/", "rooms with dense labels in NYUD-v2's folders"),
     ("mmzoo data make haxby --n 48 out/", "twelve runs of each of four simulated people, as Haxby's"),
+    (
+        "mmzoo data pack grounding shards/ data.path=out/manifest.csv",
+        "what a recipe reads, as WebDataset shards",
+    ),
 ]
 NEXT = "mmzoo train RECIPE data.root=PATH --dry-run"
-ACTIONS = {"inspect": ["ACTION", "PATH"], "make": ["ACTION", "KIND", "PATH"]}
+ACTIONS = {
+    "inspect": ["ACTION", "PATH"],
+    "make": ["ACTION", "KIND", "PATH"],
+    "pack": ["ACTION", "RECIPE", "PATH"],
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("words", nargs="*", metavar="inspect PATH | make KIND PATH", help="what to do")
+    shown = "inspect PATH | make KIND PATH | pack RECIPE PATH key=value"
+    parser.add_argument("words", nargs="*", metavar=shown, help="what to do")
     parser.add_argument("--samples", "--n", type=int, default=32, help="make: how many samples (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="make: seed of what is made (default: 0)")
+    parser.add_argument("--per-shard", type=int, default=1000, help="pack: samples a shard (default: 1000)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -32,9 +43,11 @@ def run(args: argparse.Namespace) -> int:
     action = args.words[0] if args.words else ""
     if action not in ACTIONS:
         found = repr(action) if action else "nothing to do"
-        raise ConfigError.at("mmzoo data", found, "inspect or make", close_matches(action, ACTIONS))
-    names, _ = words.required(args.words, f"mmzoo data {action}", ACTIONS[action])
+        raise ConfigError.at("mmzoo data", found, "inspect, make or pack", close_matches(action, ACTIONS))
+    names, overrides = words.required(args.words, f"mmzoo data {action}", ACTIONS[action])
     logs.setup()
+    if action == "pack":
+        return _pack(names[1], Path(names[2]), overrides, args)
     return _inspect(names[1], as_json=args.json) if action == "inspect" else _make(names[1], names[2], args)
 
 
@@ -59,4 +72,21 @@ def _make(kind: str, path: str, args: argparse.Namespace) -> int:
         console.say(f"{path}: {report}")
         manifest = Path(path) / "manifest.csv"
         console.note(f"next: mmzoo data inspect {manifest if manifest.is_file() else path}")
+    return 0
+
+
+def _pack(name: str, folder: Path, overrides: list[str], args: argparse.Namespace) -> int:
+    from mmzoo.cli.sources import recipe_config
+    from mmzoo.datamodules.shard_write import pack_data
+
+    if args.per_shard < 1:
+        raise ConfigError.at("--per-shard", str(args.per_shard), "1 or more", "Leave it out for 1000.")
+    config = recipe_config(name, overrides)
+    counts = pack_data(folder, config.data.build({}, seed=config.seed), per_shard=args.per_shard)
+    if args.json:
+        console.dump({"path": str(folder), "samples": counts})
+        return 0
+    console.say(f"{folder}: {', '.join(f'{count} samples of {split}' for split, count in counts.items())}")
+    parts = ", ".join(f"{split}: '{split}-*.tar'" for split in counts)
+    console.note(f'next: mmzoo train {name} "data={{type: webdataset, root: {folder}, {parts}}}"')
     return 0

@@ -25,7 +25,7 @@ from mmzoo.datamodules.haxby_make import write_haxby
 from mmzoo.datamodules.nuscenes.write import write_nuscenes
 from mmzoo.datamodules.scans import Event as Shown
 from mmzoo.datamodules.shapes_make import write_grounding, write_vqa
-from mmzoo.datamodules.shard_format import write_shards
+from mmzoo.datamodules.shard_write import write_shards
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.datamodules.world import brain
 from mmzoo.datamodules.world.events import ACTIONS, ATTRIBUTES, Event

@@ -87,8 +87,11 @@ class NumericLabel:
             preprocesses[self.config.of].check_boxes()
         return self.config.of in preprocesses
 
-    def tensor(self, label: Numbers) -> Float[Tensor, " n"]:
-        """Return the numbers as they are."""
+    def tensor(self, label: Numbers, where: str) -> Float[Tensor, " n"]:
+        """Return the numbers as they are; raise DataError where there are more or fewer than named."""
+        if len(label.values) != len(self.names):
+            expected = f"{len(self.names)} ({', '.join(self.names)})"
+            raise DataError.at(where, f"{len(label.values)} numbers", expected, "Mend the label.")
         return torch.tensor(label.values, dtype=torch.float32)
 
     def box(

@@ -109,7 +109,7 @@ class Vocabulary:
         """Return the class index () int64; for several names a vector (classes,) of their scores, 1 where
         none is given, 0 for all others; or the numbers (n,)."""
         if isinstance(label, Numbers):
-            return self.numeric[target].tensor(label)
+            return self.numeric[target].tensor(label, where)
         index = self._index[target]
         names = names_of(label)
         for name in names:
@@ -181,9 +181,7 @@ def build_sample(
         if modality in record.files:
             name = record.files[modality]
             with decoding(name):
-                raw = read(preprocess, name)
-                if record.subject is not None and hasattr(raw, "subject"):
-                    raw = dataclasses.replace(raw, subject=record.subject)
+                raw = _of_subject(read(preprocess, name), record)
                 inputs[modality] = preprocess(raw, generator=generator)
                 if any(box.config.of == modality for box in boxes.values()):
                     sizes[modality] = picture_size(raw)
@@ -214,7 +212,14 @@ def _entries(
             yield entry
             continue
         with decoding(entry):
-            yield read(preprocess, entry)
+            yield _of_subject(read(preprocess, entry), record)
+
+
+def _of_subject(raw: Any, record: Record) -> Any:
+    """Return a scan as that of the record's subject, anything else as it is."""
+    if record.subject is None or not hasattr(raw, "subject"):
+        return raw
+    return dataclasses.replace(raw, subject=record.subject)
 
 
 def names_of(label: str | tuple[str, ...] | Mapping[str, float]) -> tuple[str, ...]:
@@ -244,7 +249,7 @@ def count_voxels(
         for record in records:
             for modality in brains:
                 name = record.files.get(modality)
-                subject = record.subject or _subject_in(name) if name else None
+                subject = record.subject or subject_in(name) if name else None
                 if name and subject and subject not in found:
                     with decoding(name):
                         found[subject] = (
@@ -253,6 +258,7 @@ def count_voxels(
     return found
 
 
-def _subject_in(name: str) -> str | None:
+def subject_in(name: str) -> str | None:
+    """Return the subject that the name of a scan's file tells."""
     match = SUBJECT_IN_NAME.search(name)
     return match[0] if match else None

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mmzoo.batch import Sample
+from mmzoo.datamodules.captions import CaptionsConfig, EvaluateOn, evaluated
 from mmzoo.datamodules.files import require
 from mmzoo.datamodules.records import Record, Vocabulary, build_sample
 from mmzoo.datamodules.shard_format import Fields, split_member
@@ -77,6 +78,16 @@ class ShardRecords:
         kept = [members for i, members in enumerate(self.samples) if keep(self.name(i))]
         return ShardRecords(self.files, kept, self.fields)
 
+    def firsts(self) -> Iterator[Record]:
+        """Go through the first sample of each shard that has a json, where it can be read."""
+        seen: set[str] = set()
+        for index, members in enumerate(self.samples):
+            shard = members.get("json", "").partition("/")[0]
+            if shard and shard not in seen:
+                seen.add(shard)
+                if record := self._try(index):
+                    yield record
+
     def modalities(self) -> list[str]:
         """Name the modalities that the members of any sample are of."""
         endings = dict.fromkeys(ending for members in self.samples for ending in members)
@@ -87,6 +98,26 @@ class ShardRecords:
             return self[index]
         except DataError:
             return None
+
+
+class Evaluated:
+    """The records of shards as evaluation reads them: several captions side by side, or the first of them."""
+
+    def __init__(self, records: ShardRecords, captions: EvaluateOn) -> None:
+        """Read nothing yet."""
+        self.records, self.config = records, CaptionsConfig(evaluate=captions)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        """Return one record; raise DataError where its labels are damaged."""
+        return evaluated([self.records[index]], self.config)[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        """Go through the records whose labels can be read."""
+        return iter(evaluated(list(self.records), self.config))
 
 
 @dataclass(frozen=True)

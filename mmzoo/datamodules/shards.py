@@ -12,13 +12,18 @@ import numpy as np
 
 from mmzoo.batch import DataInfo
 from mmzoo.datamodules.base import DataModule
+from mmzoo.datamodules.captions import EvaluateOn
 from mmzoo.datamodules.files import require
 from mmzoo.datamodules.loader import ResumableLoader
+from mmzoo.datamodules.numbers import NumbersConfig
 from mmzoo.datamodules.records import RecordSource, Vocabulary, count_voxels
-from mmzoo.datamodules.shard_format import Fields, read_info, write_shards
-from mmzoo.datamodules.shard_index import Carve, RawReader, ShardFiles, ShardRecords
+from mmzoo.datamodules.shard_format import Fields
+from mmzoo.datamodules.shard_index import Carve, Evaluated, RawReader, ShardFiles, ShardRecords
+from mmzoo.datamodules.shard_notes import Notes, read_notes
 from mmzoo.datamodules.shard_stream import Shards as Streamed
 from mmzoo.datamodules.shard_stream import StreamLoader, expand
+from mmzoo.datamodules.shard_survey import entries_of, labels_of, survey, told
+from mmzoo.datamodules.shard_write import write_shards
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.base import Preprocess
@@ -61,6 +66,12 @@ class Shards(DataModule):
         labels: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
         """Target -> class names in index order; empty = from info.json beside the shards, else read from
         all."""
+        numbers: dict[str, NumbersConfig] = field(default_factory=dict[str, NumbersConfig])
+        """Label of numbers -> how the json holds it (`columns`: what its numbers are called); not named = as
+        info.json says, else plain numbers."""
+        captions: EvaluateOn | None = None
+        """What evaluation makes of several phrasings of a text: all or first; null = as info.json says, else
+        first. What training shards hold side by side stays so."""
         samples: dict[str, int] = field(default_factory=dict[str, int])
         """Split -> number of samples; needed for addresses, counted for local shards."""
         ignore: list[str] = field(default_factory=list[str])
@@ -87,30 +98,51 @@ class Shards(DataModule):
         super().__init__(config, preprocesses, seed=seed)
         self._records: dict[str, ShardRecords] = {}
         self._vocabulary: Vocabulary | None = None
+        self._read: Notes | None = None
 
     def info(self) -> DataInfo:
-        """Read the shards' headers, and one scan of each subject."""
+        """Read the shards' headers, and one scan of each subject; what info.json does not tell, from all
+        samples."""
+        notes, vocabulary = self._notes(), self._labels()
         if not self._local():
-            counts = dict(self.config.samples)
-            return DataInfo(self._labels().labels, {}, tuple(self.preprocesses), counts)
+            return DataInfo(
+                labels=vocabulary.labels,
+                modalities=tuple(self.preprocesses),
+                counts=dict(self.config.samples),
+                numeric=vocabulary.kinds,
+                several=entries_of(notes, self._captions(), self.preprocesses),
+            )
         parts = {split: self._split(split) for split in SPLITS}
         modalities = dict.fromkeys(m for records in parts.values() for m in records.modalities())
+        if notes.modalities is None:
+            notes = notes.beside(survey(parts.values(), self._captions()))
+        modalities |= dict.fromkeys(notes.modalities or ())
         self.check_modalities(tuple(modalities), f"data ({self.config.root})")
         return DataInfo(
-            labels=self._labels().labels,
+            labels=vocabulary.labels,
             subjects=count_voxels([(r.files, r) for r in parts.values()], self.preprocesses),
             modalities=tuple(modalities),
             counts={split: len(records) for split, records in parts.items()},
+            numeric=vocabulary.kinds,
+            several=entries_of(notes, self._captions(), self.preprocesses),
         )
 
     def source(self, split: str) -> RecordSource:
         """Return the samples of a split of local shards, by index."""
+        return self._source(split, evaluated=split != "train")
+
+    def reference(self) -> RecordSource:
+        """Return the training samples with their captions as in evaluation."""
+        return self._source("train", evaluated=True)
+
+    def _source(self, split: str, *, evaluated: bool) -> RecordSource:
         if not self._local():
             do = "Fetch the shards, or set data.val and data.test to local ones."
             raise DataError.at("data", f"{split} shards at an address", "local files for random access", do)
         records = self._split(split)
+        shown = Evaluated(records, self._captions()) if evaluated else records
         name = f"{Path(self.config.root).name}/{split}"
-        return RecordSource(records, records.files, self.preprocesses, self._labels(), name=name)
+        return RecordSource(shown, records.files, self.preprocesses, self._labels(), name=name)
 
     def make_loader(self, split: str) -> ResumableLoader:
         """Stream the training split unless told to read by index; read the others by index."""
@@ -159,17 +191,32 @@ class Shards(DataModule):
             )
         return len(self._split(split))
 
+    def _notes(self) -> Notes:
+        if self._read is None:
+            self._read = read_notes(Path(self.config.root))
+        return self._read
+
+    def _captions(self) -> EvaluateOn:
+        return self.config.captions or self._notes().captions or EvaluateOn.FIRST
+
     def _fields(self) -> Fields:
-        known = self.config.labels or read_info(Path(self.config.root)).get("labels", {})
-        labels = {t: tuple(str(n) for n in names) for t, names in known.items()}
-        return Fields(self.config.fields, frozenset(self.config.ignore), labels)
+        notes = self._notes()
+        given = {t: tuple(str(n) for n in names) for t, names in self.config.labels.items()}
+        numbers = {**{t: label.config for t, label in notes.numbers.items()}, **self.config.numbers}
+        ignore = frozenset(self.config.ignore)
+        return Fields(self.config.fields, ignore, given or notes.labels, numbers, notes.own_ids)
 
     def _labels(self) -> Vocabulary:
+        """Return what labels are: as told, else as all samples have them; those that the model can use."""
         if self._vocabulary is None:
-            known = self._fields().labels
-            if not known and self._local():
-                known = Vocabulary.of(r for split in SPLITS for r in self._split(split)).labels
-            self._vocabulary = Vocabulary(known)
+            notes, known = self._notes(), bool(self.config.labels) or not self._local()
+            if known or notes.told:
+                notes = told(notes, self.config.labels, self.config.numbers)
+            else:
+                parts = [self._split(split) for split in SPLITS]
+                notes = labels_of(parts, self.config.numbers, self.config.root)
+            numbers = {t: n for t, n in notes.numbers.items() if n.read_by(self.preprocesses)}
+            self._vocabulary = Vocabulary(notes.labels, numbers)
         return self._vocabulary
 
     def _split(self, split: str) -> ShardRecords:

@@ -18,7 +18,7 @@ from mmzoo.datamodules.inspect import inspect_path
 from mmzoo.datamodules.manifest import Manifest
 from mmzoo.datamodules.mixture import Mixture
 from mmzoo.datamodules.scores import read_scores
-from mmzoo.datamodules.shard_format import pack
+from mmzoo.datamodules.shard_write import pack
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.image_preprocess import ImagePreprocess, Interpolation
@@ -247,13 +247,13 @@ def test_numbers_travel_through_mixtures_and_to_workers(tmp_path: pathlib.Path) 
         clash.info()
 
 
-def test_shards_keep_scores_and_refuse_numbers(tmp_path: pathlib.Path) -> None:
+def test_shards_keep_scores_and_numbers(tmp_path: pathlib.Path) -> None:
     path = rows(tmp_path, "a.png,red:0.4|big,7", header="image,tags,age")
     made = data(path, scored=["tags"], targets=["tags"])
     (sample,) = pack(made.source("train"))
     assert sample["json"]["labels"] == {"tags": {"red": 0.4, "big": 1.0}}
-    with pytest.raises(DataError, match=r"row-1/age: a label of numbers; expected classes"):
-        list(pack(data(path, numbers={"age": {}}).source("train")))
+    (sample,) = pack(data(path, numbers={"age": {}}).source("train"))
+    assert sample["json"]["numbers"] == {"age": [7.0]}
 
 
 @pytest.mark.parametrize(

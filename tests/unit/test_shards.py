@@ -20,8 +20,9 @@ from mmzoo.batch import Batch
 from mmzoo.datamodules import loader as loader_module
 from mmzoo.datamodules.folder import Folder
 from mmzoo.datamodules.order import Rank
-from mmzoo.datamodules.shard_format import Fields, pack, split_member, write_shards
+from mmzoo.datamodules.shard_format import Fields, split_member
 from mmzoo.datamodules.shard_stream import StreamLoader, expand
+from mmzoo.datamodules.shard_write import pack, write_shards
 from mmzoo.datamodules.shards import Shards
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.base import Preprocess
