@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -72,6 +72,8 @@ class RunFolder:
     """The paths of a run."""
 
     path: Path
+    made: tuple[Path, ...] = field(default=(), compare=False)
+    """the folder, and those above it, that were not there before this run chose it; innermost first"""
 
     @property
     def config(self) -> Path:
@@ -136,6 +138,22 @@ class RunFolder:
             else:
                 target.unlink(missing_ok=True)
 
+    def has_results(self) -> bool:
+        """Say whether training got anywhere: a line of its history, or a checkpoint."""
+        lines = self.metrics.stat().st_size if self.metrics.is_file() else 0
+        return bool(lines) or any(self.last.parent.glob("*.ckpt"))
+
+    def discard(self) -> None:
+        """Remove what this run wrote, and the folders that were made for it."""
+        self.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Remove the folders that were made for this run, as far as they hold nothing."""
+        for folder in self.made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
     def record(self, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
         """Write down what is about to run: configuration, overrides, command, environment."""
         for folder in (self.path, self.last.parent, self.plots):
@@ -152,7 +170,8 @@ def choose(
 ) -> RunFolder:
     """Decide where a run lives; the first process of a run decides, those it starts follow.
 
-    With `existing` resume and no `run_dir`, the newest run of that name that did not finish is taken.
+    With `existing` resume and no `run_dir`, the newest run of that name that did not finish is taken. A new
+    name is reserved by an empty folder: two runs that start in the same second get two.
     """
     if rank() > 0:
         given = os.environ.get(CHOSEN) or run_dir
@@ -161,12 +180,12 @@ def choose(
             raise ConfigError.at("run_dir", f"rank {rank()} was not told", "the folder of rank 0", do)
         return RunFolder(Path(given))
     if run_dir:
-        folder = RunFolder(Path(run_dir))
-        _check_existing(folder, existing)
+        folder = RunFolder(Path(run_dir), _absent(Path(run_dir)))
+        check_existing(folder, existing)
     else:
         parent = Path(root) / name
         unfinished = newest(parent, unfinished=True) if existing is Existing.RESUME else None
-        folder = unfinished or RunFolder(_fresh(parent, tag))
+        folder = unfinished or _reserve(parent, tag)
     os.environ[CHOSEN] = str(folder.path.absolute())
     return folder
 
@@ -245,7 +264,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_existing(folder: RunFolder, existing: Existing) -> None:
+def check_existing(folder: RunFolder, existing: Existing) -> None:
+    """Raise ConfigError where something is in the way of a new run."""
     if not folder.path.exists() or existing is Existing.OVERWRITE:
         return
     if not folder.path.is_dir():
@@ -255,14 +275,24 @@ def _check_existing(folder: RunFolder, existing: Existing) -> None:
         raise ConfigError.at("run_dir", f"{folder.path} is not empty", "a new or empty folder", do)
 
 
-def _fresh(parent: Path, tag: str) -> Path:
-    """Return a path that nothing has yet, named by the time and the tag."""
+def _absent(path: Path) -> tuple[Path, ...]:
+    """Return the path and those above it as far as they do not exist."""
+    return tuple(p for p in (path, *path.parents) if not p.exists())
+
+
+def _reserve(parent: Path, tag: str) -> RunFolder:
+    """Make a folder that nobody has yet, named by the time and the tag."""
     stamp = datetime.datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{tag}" if tag else "")
     path, number = parent / stamp, 1
-    while path.exists():
-        number += 1
-        path = parent / f"{stamp}_{number}"
-    return path
+    while True:
+        made = _absent(path)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            path = parent / f"{stamp}_{number}"
+        else:
+            return RunFolder(path, made)
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ mmzoo itself says, and errors. `MMZOO_LOG_LEVEL` (debug, info, warning, error) s
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 import sys
 from pathlib import Path
@@ -44,21 +45,31 @@ def setup() -> None:
     logging.captureWarnings(capture=True)
 
 
-def to_file(path: Path) -> logging.Handler:
-    """Write all log lines of rank zero to `path` as well; tracebacks of crashes end there too."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setLevel(logging.DEBUG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    handler.addFilter(lambda _: rank() == 0)
-    logging.getLogger().addHandler(handler)
-    _State.file = path
-    return handler
+class RunLog(logging.handlers.MemoryHandler):
+    """All log lines of rank zero from the moment it is made: in memory until the run has a file for them."""
 
+    def __init__(self) -> None:
+        """Begin to listen."""
+        super().__init__(capacity=1, flushOnClose=False)
+        self.setLevel(logging.DEBUG)
+        self.addFilter(lambda _: rank() == 0)
+        self._file: logging.FileHandler | None = None
+        logging.getLogger().addHandler(self)
 
-def close(handler: logging.Handler) -> None:
-    """Stop writing to a run's file. A crash on its way out still finds it."""
-    logging.getLogger().removeHandler(handler)
-    handler.close()
+    def to_file(self, path: Path) -> None:
+        """Write what was held and what follows to `path`; tracebacks of crashes end there too."""
+        self._file = logging.FileHandler(path, encoding="utf-8", delay=True)
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        self.setTarget(self._file)
+        self.flush()
+        _State.file = path
+
+    def close(self) -> None:
+        """Stop writing. A crash on its way out still finds the file."""
+        logging.getLogger().removeHandler(self)
+        super().close()
+        if self._file is not None:
+            self._file.close()
 
 
 def crash_file() -> Path:

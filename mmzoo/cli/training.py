@@ -1,4 +1,7 @@
-"""A training run from its first file to its report."""
+"""A training run from its first file to its report.
+
+The run folder is filled once model, data and trainer stand; what goes wrong before leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytorch_lightning as pl
 
 from mmzoo import recipe, run_folder
 from mmzoo.cli import console, fine_tuning, finish, logs, sources
-from mmzoo.errors import ConfigError
+from mmzoo.errors import ConfigError, MmzooError
 from mmzoo.learners.callbacks import run_callbacks
 from mmzoo.learners.keeper import Interrupted
 from mmzoo.recipe import Built, RecipeConfig, Resume
@@ -25,29 +28,64 @@ def train(name: str, config: RecipeConfig, overrides: Sequence[str], *, as_json:
         config.name, config.runs_root, run_dir=config.run_dir, tag=config.tag, existing=_existing(config)
     )
     resumes = config.resume is Resume.AUTO and folder.last.is_file()
-    if resumes:
-        config = sources.saved_config(folder, overrides)
-    if run_folder.rank() == 0:
-        _open(folder, config, overrides, resumes=resumes)
-    handler = logs.to_file(folder.log)
+    lines = logs.RunLog()
+    try:
+        if resumes:
+            config = sources.saved_config(folder, overrides)
+        built = _build(config, folder, resumes=resumes)
+        return _run(name, built, folder, overrides, lines, resumes=resumes, as_json=as_json)
+    finally:
+        run_folder.forget_choice()
+        lines.close()
+
+
+def _build(config: RecipeConfig, folder: RunFolder, *, resumes: bool) -> Built:
+    """Build what the recipe says, and open its data: what is wrong with them is said here."""
     try:
         loggers = _loggers(config, folder)
         built = recipe.build(config, folder.path, _callbacks(config, folder), loggers, fetch=not resumes)
+        for split in ("train", "val"):
+            built.datamodule.loader(split)
+        if run_folder.rank() == 0 and not resumes:
+            run_folder.check_existing(folder, _existing(config))
+    except BaseException:
+        folder.release()
+        raise
+    return built
+
+
+def _run(
+    name: str,
+    built: Built,
+    folder: RunFolder,
+    overrides: Sequence[str],
+    lines: logs.RunLog,
+    *,
+    resumes: bool,
+    as_json: bool,
+) -> int:
+    """Train what was built and finish the folder; returns the exit code."""
+    try:
         if run_folder.rank() == 0:
-            folder.record(built.config.to_dict(), overrides)
-            for name, text in fine_tuning.lines(built).items():
-                log.info("%s: %s", name, text)
+            _open(folder, built.config, overrides, resumes=resumes)
+            lines.to_file(folder.log)
+            for part, text in fine_tuning.lines(built).items():
+                log.info("%s: %s", part, text)
         _fit(built, folder, resumes=resumes)
         finish.after_training(built, folder, as_json=as_json)
     except (Interrupted, KeyboardInterrupt):
         return _interrupted(name, folder)
+    except MmzooError:
+        if run_folder.rank() == 0 and folder.has_results():
+            folder.mark(Status.FAILED)
+        elif run_folder.rank() == 0:
+            lines.close()
+            folder.discard()
+        raise
     except BaseException:
         if run_folder.rank() == 0:
             folder.mark(Status.FAILED)
         raise
-    finally:
-        run_folder.forget_choice()
-        logs.close(handler)
     return 0
 
 
