@@ -23,7 +23,7 @@ from mmzoo.learners.baselines import check_baselines
 from mmzoo.learners.multitask import MultitaskLearner
 from mmzoo.learners.named_parts import check_parts
 from mmzoo.learners.optim import moment_options
-from mmzoo.learners.tasks import Task, TaskConfig, faults_of, modalities_of, with_heads
+from mmzoo.learners.tasks import Task, TaskConfig, faults_of, modalities_of, passes_of, with_heads
 from mmzoo.learners.teaching import open_classroom
 from mmzoo.learners.trainer import TrainerConfig, build_trainer
 from mmzoo.models.base import TaskModel, owner_of
@@ -132,7 +132,7 @@ def check_names(config: RecipeConfig) -> None:
     for check in (
         lambda: check_parts(config.model, config.tasks, learner, config.init_fresh),
         lambda: moment_options(learner.optim),
-        lambda: check_baselines(learner.baselines, {n: Task(n, t) for n, t in config.tasks.items()}),
+        lambda: _check_baselines(config),
     ):
         try:
             check()
@@ -140,6 +140,14 @@ def check_names(config: RecipeConfig) -> None:
             faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def _check_baselines(config: RecipeConfig) -> None:
+    tasks = {name: Task(name, options) for name, options in config.tasks.items()}
+    if config.learner.baselines:
+        heads = with_heads(config.model, config.tasks).heads
+        passes = passes_of(tasks, {name: tuple(spec.passes) for name, spec in heads.items()})
+        check_baselines(config.learner.baselines, tasks, passes)
 
 
 def _chosen_tasks(tree: Mapping[str, Any]) -> dict[str, Any]:

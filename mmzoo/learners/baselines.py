@@ -10,8 +10,11 @@ from mmzoo.learners.tasks import Task
 WHERE = "learner.baselines"
 
 
-def check_baselines(baselines: Iterable[str], tasks: Mapping[str, Task]) -> None:
-    """Raise one ConfigError that lists every name of a figure which no validation can give.
+def check_baselines(
+    baselines: Iterable[str], tasks: Mapping[str, Task], passes: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Raise one ConfigError that lists every name of a figure which no validation can give; `passes` are
+    those that each task sees.
 
     Why: delta_m is computed at the first validation, long after a wrong name could have been said.
     """
@@ -21,8 +24,8 @@ def check_baselines(baselines: Iterable[str], tasks: Mapping[str, Task]) -> None
         if task is None:
             do = close_matches(name.split("/")[0], tasks)
             faults.append(str(ConfigError.at(WHERE, f"{name!r} is of no task", "task/figure", do)))
-        elif not _may_be(name, task):
-            do = close_matches(name, _short_names(task))
+        elif not _may_be(name, task, passes.get(task.name, ())):
+            do = close_matches(name, _known(task, passes.get(task.name, ())))
             faults.append(
                 str(ConfigError.at(WHERE, f"no figure {name!r}", f"a loss or a metric of {task.name}", do))
             )
@@ -30,18 +33,17 @@ def check_baselines(baselines: Iterable[str], tasks: Mapping[str, Task]) -> None
         raise ConfigError("\n".join(faults))
 
 
-def _may_be(name: str, task: Task) -> bool:
-    """Say whether a figure may turn up: what stands between metric and last word, such as a pass, may not be
-    in every validation."""
-    if name == f"{task.name}/loss" or name.startswith(f"{task.name}/loss/"):
-        return True
-    last = name.rsplit("/", 1)[-1]
-    return any(
-        name.startswith(f"{task.prefixes[key]}/") and (not metric.names() or last in metric.names())
-        for key, metric in task.metrics.items()
-    )
+def _may_be(name: str, task: Task, passes: tuple[str, ...]) -> bool:
+    """Say whether a figure may turn up; which parts a loss has is not known beforehand, nor what a metric
+    reports whose figures are named after the data's classes."""
+    open_ended = [f"{task.prefixes[key]}/" for key, metric in task.metrics.items() if not metric.names()]
+    return name in _known(task, passes) or name.startswith((f"{task.name}/loss/", *open_ended))
 
 
-def _short_names(task: Task) -> list[str]:
-    found = [f"{task.prefixes[key]}/{last}" for key, m in task.metrics.items() for last in m.names()]
-    return [f"{task.name}/loss", *found]
+def _known(task: Task, passes: tuple[str, ...]) -> list[str]:
+    """Return the names that are known beforehand."""
+    metrics = [(task.prefixes[key], metric) for key, metric in task.metrics.items()]
+    return [
+        f"{task.name}/loss",
+        *(f"{start}/{name}" for start, m in metrics for name in m.figure_names(passes)),
+    ]

@@ -84,7 +84,7 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
             )
         self.config, self.model, self.info, self.seed = config, model, info, seed
         self.tasks = {name: Task(name, c, info) for name, c in tasks.items()}
-        check_baselines(config.baselines, self.tasks)
+        check_baselines(config.baselines, self.tasks, passes_of(self.tasks, model.passes))
         self.trained = [n for n, t in self.tasks.items() if t.config.weight > 0]
         trained = {n: self.tasks[n] for n in self.trained}
         self.reading = heads_of(trained)

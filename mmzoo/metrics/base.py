@@ -64,6 +64,12 @@ class Metric(schema.Configurable):
         have a say in them."""
         return ()
 
+    def figure_names(self, passes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the whole names of all figures it may give for these passes, where `names` tells; a split
+        need not give them all."""
+        each = passes if len(passes) > 1 else ()
+        return (*self.names(), *(f"{p}/{name}" for p in each for name in self.names()))
+
     def figures(self, state: Any, context: MetricContext) -> dict[str, np.ndarray]:
         """Return matrices worth drawing in the report (`confusion`, `retrieval`); default none."""
         del state, context

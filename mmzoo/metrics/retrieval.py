@@ -24,6 +24,9 @@ from mmzoo.metrics.rows import Rows, RowsByPass, by_pass, merge, plain
 TIE = 1e-6
 """Cosines closer than this are equal: float32 products of equal vectors differ by less."""
 
+PROTOCOLS = ("/each", "/any", "/each_any")
+"""What the name of a pair ends with where samples have several entries."""
+
 
 class Retrieval(Metric):
     """`image->text/R@k`, `image->text/MedR` (given the image, find the text) for all ordered pairs of passes.
@@ -75,6 +78,13 @@ class Retrieval(Metric):
     def names(self) -> tuple[str, ...]:
         """Name the figures."""
         return (*(f"R@{k}" for k in self.config.ks), "MedR", "chance")
+
+    def figure_names(self, passes: tuple[str, ...]) -> tuple[str, ...]:
+        """Name the figures of every ordered pair, with one or several entries a sample, and their means."""
+        pairs = [f"{a}->{b}" for a, b in itertools.permutations(passes, 2)]
+        starts = [f"{pair}{protocol}" for pair in pairs for protocol in ("", *PROTOCOLS)]
+        own = [f"{start}/{name}" for start in starts for name in self.names() if name != "chance"]
+        return (*own, *(f"mean/{name}" for name in self.names()))
 
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""

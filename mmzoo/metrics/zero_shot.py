@@ -68,6 +68,10 @@ class ZeroShot(Metric):
         """Name the figures."""
         return (*(f"top{k}" for k in self.config.topk), "mean_class")
 
+    def figure_names(self, passes: tuple[str, ...]) -> tuple[str, ...]:
+        """Name the figures of the passes without text."""
+        return super().figure_names(tuple(p for p in passes if self.config.text not in p.split("+")))
+
     def merge(self, a: RowsByPass, b: RowsByPass) -> RowsByPass:
         """Join two states."""
         return merge(a, b)

@@ -42,6 +42,7 @@ def test_figures_are_numbers_by_name(name):
     assert found
     assert all(isinstance(v, float) and np.isfinite(v) for v in found.values())
     assert not metric.names() or {k.rsplit("/", 1)[-1] for k in found} <= set(metric.names())
+    assert not metric.names() or found.keys() <= set(metric.figure_names(tuple(case(metric)[0])))
     assert all(0 <= v <= 1 for k, v in found.items() if k.rsplit("/", 1)[-1] not in NOT_SHARES)
     drawn = metric.figures(state, context(metric))
     assert all(m.ndim == 2 and m.shape[0] == m.shape[1] for m in drawn.values())

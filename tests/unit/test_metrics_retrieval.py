@@ -153,13 +153,15 @@ def test_several_captions_against_a_loop(generator, chunk):
     near = vectors(generator, len(owners)) + torch.stack([image[i] for i in owners])
     text = list(zip(owners, F.normalize(near, dim=1), strict=True))
     case = entries("abcdef", image=list(image.items()), text=text)
-    found, drawn = run(Retrieval.Config(ks=[1, 2, 5], chunk=chunk).build(), case)
+    metric = Retrieval.Config(ks=[1, 2, 5], chunk=chunk).build()
+    found, drawn = run(metric, case)
     for k in (1, 2, 5):
         hit_any, hit_each = slow_several(image, text, k)
         assert found[f"image->text/any/R@{k}"] == pytest.approx(hit_any)
         assert found[f"text->image/each/R@{k}"] == pytest.approx(hit_each)
         assert found[f"mean/R@{k}"] == pytest.approx((hit_any + hit_each) / 2)
     assert {k.rpartition("/")[0] for k in found} == {"image->text/any", "text->image/each", "mean"}
+    assert found.keys() <= set(metric.figure_names(("image", "text")))
     assert drawn["retrieval"][0, 1] == pytest.approx(found["image->text/any/R@1"])
     guess_any = np.mean([n / len(owners) for n in counts])
     assert found["mean/chance"] == pytest.approx((guess_any + 1 / len(counts)) / 2)

@@ -67,6 +67,37 @@ def test_single_task_baselines_give_delta_m(built: Built):
         never.build(built.model, built.config.tasks, built.info)
 
 
+@pytest.mark.parametrize(
+    ("name", "do"),
+    [
+        ("align/image->txt/R@1", "'align/image->text/R@1'"),
+        ("align/text->text/R@1", "'align/image->text/R@1'"),
+        ("align/top1", "'align/knn/top1'"),
+        ("align/side/text/top1", "'align/side/image/top1'"),  # zero-shot leaves out what may name the class
+        ("align/side/knn/top1", "'align/knn/top1'"),
+        ("who/image/fmri/top1", "'who/image/top1'"),
+    ],
+)
+def test_a_baseline_is_checked_by_its_whole_name(built: Built, name: str, do: str):
+    wrong = dataclasses.replace(built.learner.config, baselines={name: 0.5})
+    with pytest.raises(ConfigError) as caught:
+        wrong.build(built.model, built.config.tasks, built.info)
+    line = (
+        f"learner.baselines: no figure {name!r}; expected a loss or a metric of {name.split('/')[0]}. Did you"
+    )
+    assert str(caught.value).startswith(line)
+    assert do in str(caught.value)
+
+
+def test_every_figure_of_an_evaluation_may_be_a_baseline(built: Built):
+    found = evaluate(built.learner, built.datamodule, "test").metrics
+    mine = {name: 0.5 for name in found if name.split("/")[0] in built.learner.tasks}
+    some = {"align/knn/image/top1", "align/side/image/top1", "align/mean/R@1", "who/accuracy2/top2"}
+    assert some <= set(mine)
+    learner = dataclasses.replace(built.learner.config, baselines=mine)
+    learner.build(built.model, built.config.tasks, built.info)
+
+
 def test_a_figure_that_a_split_cannot_give_leaves_delta_m_out_and_is_said_once(
     built: Built, caplog: pytest.LogCaptureFixture
 ):
