@@ -385,13 +385,15 @@ def lesson_name(teacher: str, kind: PredictionKind, pass_name: str) -> str:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head gives for one pass: values (k, ...) and the sample of each row; `scale` is a contrastive
-    head's."""
+    """What a head gives for one pass: values (k, ...) and the sample of each row; `scale` and `offset` are a
+    contrastive head's. `spread` is a regression head's: the standard deviation (unit of the label) of each of
+    the n numbers, in which losses count differences; None: they count them in the unit of the label."""
 
     values: Float[Tensor, "k ..."]
     index: Int[Tensor, " k"]
     scale: Float[Tensor, ""] | None = None
     offset: Float[Tensor, ""] | None = None
+    spread: Float[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -415,6 +417,30 @@ class ModelOutput:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation (unit of the label) of each number of a label, over `count` samples."""
+
+    count: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def merge(self, other: Moments) -> Moments:
+        """Return those of both parts of the data together.
+
+        Math: σ² = Σ n_i (σ_i² + (μ_i - μ)²) / Σ n_i over the two parts i.
+        """
+        whole = self.count + other.count
+        a, b = self.count / whole, other.count / whole
+        mean = tuple(a * x + b * y for x, y in zip(self.mean, other.mean, strict=True))
+        squares = (
+            tuple(s**2 + (x - m) ** 2 for s, x, m in zip(p.std, p.mean, mean, strict=True))
+            for p in (self, other)
+        )
+        std = tuple((a * x + b * y) ** 0.5 for x, y in zip(*squares, strict=True))
+        return Moments(whole, mean, std)
+
+
+@dataclass(frozen=True)
 class DataInfo:
     """What a data set says of itself before a model is built.
 
@@ -422,6 +448,7 @@ class DataInfo:
     prediction, of one of numbers: what they are called); dense: the targets that label every pixel, and what
     they are; numeric: the targets that are numbers, and what they are; subjects: fMRI subject -> number of
     voxels; modalities: the input names it yields; counts: split -> number of samples;
+    moments: of targets that are plain numbers, their mean and spread over the training split;
     several: the modalities of which a sample may have several entries -> the largest number of them;
     scene: the targets that label the scene around a vehicle, and what they are; class_counts: target -> how
     often each class, by name, stands in the labels to train on, where that is known.
@@ -435,6 +462,7 @@ class DataInfo:
     numeric: Mapping[str, NumericKind] = field(default_factory=dict)
     several: Mapping[str, int] = field(default_factory=dict)
     scene: Mapping[str, SceneKind] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
     class_counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from mmzoo import recipe, run_folder, zoo
 from mmzoo.errors import CheckpointError, ConfigError
+from mmzoo.learners.tasks import as_trained
 from mmzoo.recipe import Built, RecipeConfig
 from mmzoo.run_folder import RunFolder
 
@@ -58,6 +60,7 @@ def trained(source: str, overrides: Sequence[str]) -> Trained:
         raise CheckpointError.at(source, "weights without a recipe", "a recipe beside the weights", do)
     alone = {"init_from": "", "teachers": {}, "trainer": _one_device(tree["trainer"])}
     config = recipe.from_dict({**tree, **alone}, overrides)
+    config = dataclasses.replace(config, tasks=as_trained(config.tasks, config.model.heads))
     built = recipe.build(config, fetch=False, teach=False)
     load_weights(built, state, where)
     return Trained(built, where, folder)

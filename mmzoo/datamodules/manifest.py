@@ -84,6 +84,7 @@ class Manifest(DataModule):
             counts={split: self._count(split) for split in splits},
             numeric=self._vocabulary.kinds,
             several=most_entries(shown, self.preprocesses),
+            moments=self._vocabulary.moments(splits["train"]),
         )
 
     def source(self, split: str) -> RecordSource:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import NumericKind
+from mmzoo.batch import Moments, NumericKind
 from mmzoo.errors import ConfigError, DataError
 from mmzoo.modalities.base import Preprocess
 
@@ -147,6 +148,14 @@ def describe(
     return NumericLabel(
         config, tuple(f"{target}[{i}]" for i in range(first[1])) if first[1] > 1 else (target,)
     )
+
+
+def moments_of(labels: Iterable[Numbers]) -> Moments | None:
+    """Return mean and standard deviation of each number; None where there is no label."""
+    values = np.array([label.values for label in labels], dtype=np.float64)
+    if not len(values):
+        return None
+    return Moments(len(values), tuple(values.mean(axis=0).tolist()), tuple(values.std(axis=0).tolist()))
 
 
 def check_corners(corners: Iterable[float], where: str) -> None:

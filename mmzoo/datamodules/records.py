@@ -12,10 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mmzoo.batch import Item, NumericKind, Sample
+from mmzoo.batch import Item, Moments, NumericKind, Sample
 from mmzoo.datamodules.faults import decoding
 from mmzoo.datamodules.files import Files
-from mmzoo.datamodules.numbers import Numbers, NumericLabel
+from mmzoo.datamodules.numbers import Numbers, NumericLabel, moments_of
 from mmzoo.errors import DataError
 from mmzoo.modalities.base import Preprocess
 from mmzoo.modalities.fmri import SUBJECT_IN_NAME, FmriPreprocess
@@ -104,6 +104,16 @@ class Vocabulary:
     def kinds(self) -> dict[str, NumericKind]:
         """Return what each label of numbers is."""
         return {t: n.config.kind for t, n in self.numeric.items()}
+
+    def moments(self, records: Iterable[Record]) -> dict[str, Moments]:
+        """Return mean and spread of each label of plain numbers, over records to train on."""
+        plain = [t for t, kind in self.kinds.items() if kind is NumericKind.NUMBERS]
+        given: dict[str, list[Numbers]] = {target: [] for target in plain}
+        for record in records if plain else ():
+            for target in plain:
+                if isinstance(label := record.labels.get(target), Numbers):
+                    given[target].append(label)
+        return {t: found for t, labels in given.items() if (found := moments_of(labels))}
 
     def tensor(self, target: str, label: Label, where: str) -> Tensor:
         """Return the class index () int64; for several names a vector (classes,) of their scores, 1 where

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmzoo import schema
+from mmzoo.batch import Moments
 from mmzoo.datamodules.captions import EvaluateOn
 from mmzoo.datamodules.numbers import NumbersConfig, NumericLabel
 from mmzoo.datamodules.shard_format import json_part, read_json
@@ -24,7 +25,7 @@ class Notes:
 
     `several`: modality -> most entries side by side in a sample; `phrasings`: modality -> most phrasings of
     which one is read; `captions`: what evaluation makes of these; `own_ids`: samples are called what `id` in
-    their json says.
+    their json says; `moments`: mean and spread of labels of numbers in the training split.
     """
 
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Notes:
     phrasings: Mapping[str, int] = field(default_factory=dict)
     captions: EvaluateOn | None = None
     own_ids: bool = False
+    moments: Mapping[str, Moments] = field(default_factory=dict[str, Moments])
 
     def beside(self, other: Notes) -> Notes:
         """Return both; what they disagree on is as the other says."""
@@ -49,6 +51,7 @@ class Notes:
             _most(self.phrasings, other.phrasings),
             other.captions or self.captions,
             self.own_ids or other.own_ids,
+            {**self.moments, **other.moments},
         )
 
     def seen(self, sample: Mapping[str, Any]) -> Notes:
@@ -88,6 +91,10 @@ def read_notes(folder: Path) -> Notes:
         dict(found.get("phrasings", {})),
         None if captions is None else EvaluateOn(captions),
         bool(found.get("own_ids", False)),
+        {
+            t: Moments(int(m["count"]), tuple(m["mean"]), tuple(m["std"]))
+            for t, m in found.get("moments", {}).items()
+        },
     )
 
 
@@ -102,6 +109,7 @@ def write_notes(folder: Path, notes: Notes) -> None:
         "phrasings": dict(notes.phrasings),
         "captions": None if notes.captions is None else notes.captions.value,
         "own_ids": notes.own_ids,
+        "moments": {t: dataclasses.asdict(m) for t, m in notes.moments.items()},
     }
     first = ("labels", "samples")
     info = {k: v for k, v in info.items() if k in first or v not in (None, {}, False)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmzoo.batch import Moments
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.captions import EvaluateOn, PairSource
 from mmzoo.datamodules.files import ARRAYS, KIND_OF, extension
@@ -24,11 +26,13 @@ from mmzoo.errors import DataError
 class Packed:
     """The samples of a source as `write_shards` takes them: files as they are, the rest as JSON.
 
-    `captions` is what evaluation makes of several captions, where the source has some.
+    `captions` is what evaluation makes of several captions, where the source has some, `moments` what is
+    known of its labels of numbers.
     """
 
     source: RecordSource
     captions: EvaluateOn | None = None
+    moments: Mapping[str, Moments] = field(default_factory=dict[str, Moments])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield sample after sample."""
@@ -39,7 +43,7 @@ class Packed:
         """Return what labels are, of all samples."""
         vocabulary = self.source.vocabulary
         names = {t: n for t, n in vocabulary.labels.items() if t not in vocabulary.numeric}
-        return Notes(labels=names, numbers=vocabulary.numeric, captions=self.captions, own_ids=True)
+        return Notes(names, vocabulary.numeric, captions=self.captions, own_ids=True, moments=self.moments)
 
 
 def pack(source: Any, captions: EvaluateOn | None = None) -> Packed:
@@ -60,10 +64,11 @@ def pack_data(folder: Path, data: DataModule, *, per_shard: int = 1000) -> dict[
     captions = data.config.captions.evaluate if isinstance(data, Manifest) else None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
-    counts = data.info().counts
-    packed = {split: pack(data.source(split), captions) for split in SPLITS if counts.get(split)}
+    info = data.info()
+    packed = {split: pack(data.source(split), captions) for split in SPLITS if info.counts.get(split)}
     for split, samples in packed.items():
-        write_shards(folder, samples, per_shard=per_shard, prefix=split)
+        own = dataclasses.replace(samples, moments=info.moments)
+        write_shards(folder, own, per_shard=per_shard, prefix=split)
     return {split: len(samples.source) for split, samples in packed.items()}
 
 

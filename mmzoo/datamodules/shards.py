@@ -101,8 +101,8 @@ class Shards(DataModule):
         self._read: Notes | None = None
 
     def info(self) -> DataInfo:
-        """Read the shards' headers, and one scan of each subject; what info.json does not tell, from all
-        samples."""
+        """Read the shards' headers, one scan of each subject and the training samples' numbers; what
+        info.json does not tell, from all samples."""
         notes, vocabulary = self._notes(), self._labels()
         if not self._local():
             return DataInfo(
@@ -111,6 +111,7 @@ class Shards(DataModule):
                 counts=dict(self.config.samples),
                 numeric=vocabulary.kinds,
                 several=entries_of(notes, self._captions(), self.preprocesses),
+                moments=notes.moments,
             )
         parts = {split: self._split(split) for split in SPLITS}
         modalities = dict.fromkeys(m for records in parts.values() for m in records.modalities())
@@ -125,6 +126,7 @@ class Shards(DataModule):
             counts={split: len(records) for split, records in parts.items()},
             numeric=vocabulary.kinds,
             several=entries_of(notes, self._captions(), self.preprocesses),
+            moments=vocabulary.moments(parts["train"]),
         )
 
     def source(self, split: str) -> RecordSource:

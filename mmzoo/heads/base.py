@@ -42,6 +42,13 @@ class Head(nn.Module, schema.Configurable):
         del info, target
         return config
 
+    @classmethod
+    def as_trained(cls, config: Any, before: Any) -> Any:
+        """Fill options left open with what the data decided when a model was trained, `before`; those that
+        any data of the same labels decide alike stay open."""
+        del before
+        return config
+
 
 class PairHead(Head):
     """Reads two passes at once, such as `text+image` and `text+image2`; gives one prediction for both.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,6 +140,17 @@ def with_heads(config: ModelConfig, tasks: Mapping[str, TaskConfig]) -> Any:
         for name, task in with_own_heads(tasks).items()
     }
     return config.for_tasks(needs)
+
+
+def as_trained(tasks: Mapping[str, TaskConfig], heads: Mapping[str, HeadSpec]) -> dict[str, TaskConfig]:
+    """Return the tasks with what the data decided about their heads when a model with `heads` was trained."""
+    found = dict(tasks)
+    for name, task in tasks.items():
+        before = heads[name].head if name in heads else None
+        if task.head is not None and type(before) is type(task.head):
+            head = type(task.head).owner.as_trained(task.head, before)
+            found[name] = dataclasses.replace(task, head=head)
+    return found
 
 
 def with_own_heads(tasks: Mapping[str, TaskConfig]) -> dict[str, TaskConfig]:

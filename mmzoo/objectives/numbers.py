@@ -1,4 +1,8 @@
-"""Losses against labels of numbers; samples without the label are left out."""
+"""Losses against labels of numbers; samples without the label are left out.
+
+A head that learns in standard units gives the `spread` σ_j of each number j with its prediction; differences
+are then (p_ij - y_ij) / σ_j, else σ_j = 1.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,8 @@ class Numeric(Labelled):
         rows, own = shared_rows(prediction, labels)
         chosen = values.index_select(0, rows.to(values.device))
         wanted = labels.values.index_select(0, own.to(labels.values.device)).to(values)
+        if prediction.spread is not None:
+            chosen, wanted = chosen / prediction.spread, wanted / prediction.spread
         return Sum(self.sum(chosen, wanted), values.new_tensor(float(len(chosen))))
 
     def sum(self, values: Float[Tensor, "k n"], labels: Float[Tensor, "k n"]) -> Float[Tensor, ""]:
@@ -45,7 +51,7 @@ class Numeric(Labelled):
 class AbsoluteError(Numeric):
     """Mean absolute difference.
 
-    Math: Σ_i 1/n Σ_j |p_ij - y_ij| over the number of rows i; j counts the n numbers of a label.
+    Math: Σ_i 1/n Σ_j |p_ij - y_ij| / σ_j over the number of rows i; j counts the n numbers of a label.
     """
 
     @dataclass(kw_only=True)
@@ -60,7 +66,7 @@ class AbsoluteError(Numeric):
 class SquaredError(Numeric):
     """Mean squared difference.
 
-    Math: Σ_i 1/n Σ_j (p_ij - y_ij)² over the number of rows i.
+    Math: Σ_i 1/n Σ_j ((p_ij - y_ij) / σ_j)² over the number of rows i.
     """
 
     @dataclass(kw_only=True)
@@ -75,7 +81,8 @@ class SquaredError(Numeric):
 class SmoothL1(Numeric):
     """Squared for small differences, absolute for large ones.
 
-    Math: Σ_i 1/n Σ_j f(p_ij - y_ij) over the number of rows i; f(e) = e² / 2β for |e| < β, else |e| - β/2.
+    Math: Σ_i 1/n Σ_j f((p_ij - y_ij) / σ_j) over the number of rows i; f(e) = e² / 2β for |e| < β, else
+    |e| - β/2.
     """
 
     @dataclass(kw_only=True)
@@ -83,7 +90,8 @@ class SmoothL1(Numeric):
         """Where it bends."""
 
         beta: float = 1.0
-        """β, the difference from which on the loss is a straight line (unit of the label)"""
+        """β, the difference from which on the loss is a straight line (standard deviations; unit of the label
+        where the head has units=data)"""
 
         def __post_init__(self) -> None:
             """Check the range."""

@@ -89,7 +89,7 @@ def check_same(data: Manifest, root: pathlib.Path, reads: Reads) -> Shards:
     pack_data(root, data, per_shard=2)
     back = shards(root, reads, **NAMED)
     told, found = data.info(), back.info()
-    for name in ("labels", "numeric", "several", "counts", "subjects"):
+    for name in ("labels", "numeric", "several", "counts", "subjects", "moments"):
         assert getattr(found, name) == getattr(told, name), name
     assert set(told.modalities) == set(found.modalities)
     for split in SPLITS:
