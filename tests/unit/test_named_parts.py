@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import pytest
 import torch
 
 from mmzoo import recipe
 from mmzoo.errors import ConfigError, MmzooError
+from mmzoo.learners import named_parts
 
 NO_PART = "is no part of the model; expected a part of it. Did you mean"
 
@@ -62,6 +64,31 @@ def test_right_names_pass_and_draw_nothing():
     ]
     assert recipe.load("five_senses", overrides).model.lora.rank == 4
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_is_outlined_only_where_something_names_its_parts(monkeypatch: pytest.MonkeyPatch):
+    """Up to half a second a load, for the largest models."""
+    asked: list[str] = []
+
+    def outline(whole: Any, named: Any) -> Any:
+        asked.append(type(whole).__qualname__)
+        raise ConfigError("outlined")
+
+    monkeypatch.setattr(named_parts, "_outline", outline)
+    for name in ("five_senses", "driving", "indoor", "onepeace_vqa"):
+        recipe.load(name)
+    assert asked == []
+    for override in (
+        "model.freeze=[trunk]",
+        "balance=pcgrad",
+        "model.lora.rank=2",
+        "init_fresh=[trunk]",
+        "learner.cosine_every=5",
+        "+learner.optim.lr_scales={trunk: 0.1}",
+        "learner.unfreeze={stages: [[trunk]], every: 5}",
+    ):
+        with pytest.raises(ConfigError, match="outlined"):
+            recipe.load("five_senses", [override])
 
 
 def test_what_only_data_know_is_taken_on_trust():
