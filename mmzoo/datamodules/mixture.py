@@ -4,7 +4,7 @@ from."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,7 +16,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mmzoo import schema
-from mmzoo.batch import IGNORE, DataInfo, DenseKind, NumericKind, Sample
+from mmzoo.batch import IGNORE, DataInfo, DenseKind, Moments, NumericKind, Sample, SceneKind
 from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.loader import SampleSource
 from mmzoo.datamodules.order import Rank
@@ -48,6 +48,8 @@ class Batches(str, Enum):
     ONE_SET = "one_set"
 
 
+LabelKind = DenseKind | NumericKind | SceneKind
+"""What a label is that is no class."""
 ANNEALED_TO = 0.2
 """Power of a set's size where annealing ends."""
 
@@ -137,21 +139,56 @@ class Mixture(DataModule):
         modalities = dict.fromkeys(m for info in infos.values() for m in info.modalities)
         counts = {split: sum(info.counts.get(split, 0) for info in infos.values()) for split in SPLITS}
         kinds = self._kinds()
-        dense = {t: k for t, k in kinds.items() if isinstance(k, DenseKind)}
-        numeric = {t: k for t, k in kinds.items() if isinstance(k, NumericKind)}
         several: dict[str, int] = {}
         for m, count in ((m, n) for info in infos.values() for m, n in info.several.items()):
             several[m] = max(several.get(m, 0), count)
-        return DataInfo(self._labels(), subjects, tuple(modalities), counts, dense, numeric, several)
+        return DataInfo(
+            labels=self._labels(),
+            subjects=subjects,
+            modalities=tuple(modalities),
+            counts=counts,
+            dense={t: k for t, k in kinds.items() if isinstance(k, DenseKind)},
+            numeric={t: k for t, k in kinds.items() if isinstance(k, NumericKind)},
+            several=several,
+            scene={t: k for t, k in kinds.items() if isinstance(k, SceneKind)},
+            moments=self._moments(),
+            class_counts=self._class_counts(),
+        )
 
-    def _kinds(self) -> dict[str, DenseKind | NumericKind | None]:
+    def _moments(self) -> dict[str, Moments]:
+        """Join mean and spread of labels of numbers; how often sets are drawn changes nothing."""
+        merged: dict[str, Moments] = {}
+        for name, info in self.infos().items():
+            for target, own in info.moments.items():
+                key = self._name(name, target)
+                merged[key] = merged[key].merge(own) if key in merged else own
+        return merged
+
+    def _class_counts(self) -> dict[str, dict[str, float]]:
+        """Add up how often classes stand in labels, where every set that has a label knows."""
+        merged: dict[str, dict[str, float]] = {}
+        for name, info in self.infos().items():
+            for target, own in info.class_counts.items():
+                counts = merged.setdefault(self._name(name, target), {})
+                for word, count in own.items():
+                    counts[word] = counts.get(word, 0.0) + count
+        for name, info in self.infos().items():
+            for target in info.labels.keys() - info.class_counts.keys():
+                merged.pop(self._name(name, target), None)
+        return merged
+
+    def _kinds(self) -> dict[str, LabelKind | None]:
         """Say of each label what it is, None where it is classes; sets that give one name to two kinds, or to
-        different numbers, do not mix."""
-        merged: dict[str, tuple[DenseKind | NumericKind | None, tuple[str, ...]]] = {}
+        different numbers or scenes of different classes, do not mix.
+
+        Why not scenes: a class that one set does not know would count as absent from its ground and boxes.
+        """
+        merged: dict[str, tuple[LabelKind | None, tuple[str, ...]]] = {}
         for name, info in self.infos().items():
             for target, names in info.labels.items():
-                kind = info.dense.get(target) or info.numeric.get(target)
-                key, own = self._name(name, target), names if target in info.numeric else ()
+                kind = info.dense.get(target) or info.numeric.get(target) or info.scene.get(target)
+                fixed = target in info.numeric or target in info.scene
+                key, own = self._name(name, target), names if fixed else ()
                 if merged.setdefault(key, (kind, own)) != (kind, own):
                     found = f"label {key!r} is {_shown(kind, own)} in {name}"
                     do = "Set data.targets=namespaced."
@@ -160,10 +197,18 @@ class Mixture(DataModule):
 
     def source(self, split: str) -> Mixed:
         """Return the samples of a split of all sets."""
-        parts = {name: self._part(name, split) for name in self.sets if self.infos()[name].counts.get(split)}
+        return self._mixed(split, lambda data: data.source(split))
+
+    def reference(self) -> Mixed:
+        """Return the training samples of all sets as evaluation sees them."""
+        return self._mixed("train", lambda data: data.reference())
+
+    def _mixed(self, split: str, source: Callable[[DataModule], SampleSource]) -> Mixed:
+        held = [name for name in self.sets if self.infos()[name].counts.get(split)]
+        parts = {name: self._part(name, source(self.sets[name])) for name in held}
         return Mixed(parts, self.config, name=f"mixture/{split}")
 
-    def _part(self, name: str, split: str) -> Part:
+    def _part(self, name: str, source: SampleSource) -> Part:
         labels, merged = self.infos()[name].labels, self._labels()
         names = {target: self._name(name, target) for target in labels}
         index = {
@@ -172,7 +217,7 @@ class Mixture(DataModule):
         }
         sizes = {t: len(merged[n]) for t, n in names.items()}
         info = self.infos()[name]
-        return Part(name, self.sets[name].source(split), names, index, sizes, {**info.dense, **info.numeric})
+        return Part(name, source, names, index, sizes, {**info.dense, **info.numeric, **info.scene})
 
     def _labels(self) -> dict[str, tuple[str, ...]]:
         merged: dict[str, tuple[str, ...]] = {}
@@ -204,13 +249,15 @@ class Part:
     names: Mapping[str, str]
     index: Mapping[str, Int[Tensor, " classes"]]
     sizes: Mapping[str, int]
-    kinds: Mapping[str, DenseKind | NumericKind] = field(default_factory=dict)
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
 
     def get(self, index: int, generator: torch.Generator | None) -> Sample:
         """Load a sample, named and labelled as in the mixture."""
         sample = self.source.get(index, generator)
         targets = {self.names[t]: self._renumber(t, v) for t, v in sample.targets.items()}
-        return dataclasses.replace(sample, id=f"{self.name}/{sample.id}", targets=targets, source=self.name)
+        lists = {self.names[t]: value for t, value in sample.lists.items()}
+        name = f"{self.name}/{sample.id}"
+        return dataclasses.replace(sample, id=name, targets=targets, lists=lists, source=self.name)
 
     def _renumber(self, target: str, label: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
         index = self.index[target]
@@ -306,6 +353,6 @@ def rounds(source: SampleSource, count: int, generator: torch.Generator) -> Int[
     return torch.cat([*drawn, torch.zeros(0, dtype=torch.int64)])[:count] % max(len(source), 1)
 
 
-def _shown(kind: DenseKind | NumericKind | None, names: tuple[str, ...]) -> str:
+def _shown(kind: LabelKind | None, names: tuple[str, ...]) -> str:
     """Return what a label is, in words."""
     return "classes" if kind is None else f"{kind.value} ({', '.join(names)})" if names else kind.value

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
+import statistics
 from collections import Counter
 
 import pytest
 import torch
 
 from mmzoo import registry, schema
+from mmzoo.batch import SceneKind
 from mmzoo.datamodules.mixture import Mixture, Sampling
 from mmzoo.datamodules.order import Rank
 from mmzoo.errors import ConfigError
 from mmzoo.modalities.base import Preprocess
+from mmzoo.modalities.bev import BevGrid, BevPreprocess
 
 Reads = dict[str, Preprocess]
 
@@ -235,3 +240,88 @@ def test_all_weights_zero_is_said(tmp_path: pathlib.Path, preprocesses: Reads) -
     with pytest.raises(ConfigError, match="weights: all sets have 0"):
         len(data.loader("train"))
     assert data.config.sampling is Sampling.PROPORTIONAL
+
+
+GRID = BevGrid(cells=8, range_m=24.0, map_cells=6, map_range_m=20.0, bottom_m=-1.0, top_m=4.0)
+
+
+def streets(targets: str) -> Mixture:
+    """Return two towns of a few streets each, and nothing else."""
+    reads: Reads = {m: BevPreprocess.Config(grid=GRID, levels=3).build() for m in ("camera", "lidar")}
+    town = {"type": "driving", "num_train": 3, "num_val": 2, "num_test": 2}
+    sets = {"here": {**town, "world_seed": 1}, "there": {**town, "world_seed": 2}}
+    tree = {"sets": sets, "targets": targets, "loader": {"batch_size": 6, "drop_last": False}}
+    return Mixture(schema.parse(Mixture.Config, tree), reads, seed=0)
+
+
+@pytest.mark.parametrize("targets", ["shared", "namespaced"])
+def test_scenes_keep_boxes_maps_and_voxels(targets: str) -> None:
+    data = streets(targets)
+    prefixes = ("",) if targets == "shared" else ("here/", "there/")
+    info, own = data.info(), data.sets["here"].info()
+    assert info.scene == {f"{p}{t}": kind for p in prefixes for t, kind in own.scene.items()}
+    assert info.labels == {f"{p}{t}": names for p in prefixes for t, names in own.labels.items()}
+    times = 2.0 if targets == "shared" else 1.0
+    assert info.class_counts == {
+        f"{p}{t}": {word: times * count for word, count in counts.items()}
+        for p in prefixes
+        for t, counts in own.class_counts.items()
+    }
+    source = data.source("train")
+    for number in range(6):
+        name = "here" if number < 3 else "there"
+        sample, alone = source.get(number, None), data.sets[name].source("train").get(number % 3, None)
+        prefix = "" if targets == "shared" else f"{name}/"
+        for found, wanted in ((sample.targets, alone.targets), (sample.lists, alone.lists)):
+            assert list(found) == [f"{prefix}{t}" for t in wanted]
+            assert all(torch.equal(found[f"{prefix}{t}"], value) for t, value in wanted.items())
+    (batch,) = data.loader("reference")
+    boxes = batch.targets["boxes" if targets == "shared" else "there/boxes"]
+    assert boxes.index.tolist() == (list(range(6)) if targets == "shared" else [3, 4, 5])
+    assert boxes.sizes is not None
+
+
+def test_scenes_of_other_classes_share_no_label() -> None:
+    data = streets("shared")
+    info = data.sets["there"].info()
+    fewer = dataclasses.replace(info, labels={**info.labels, "boxes": info.labels["boxes"][:2]})
+    data.infos()["there"] = fewer
+    with pytest.raises(ConfigError, match=r"label 'boxes' is boxes_3d \(\w+, \w+\) in there; expected box"):
+        data.info()
+    data.infos()["there"] = dataclasses.replace(info, scene={**info.scene, "map": SceneKind.VOXELS})
+    with pytest.raises(ConfigError, match=r"label 'map' is voxels .* Set data\.targets=namespaced"):
+        data.info()
+
+
+def test_counts_that_one_set_does_not_know_are_left_out() -> None:
+    data = streets("shared")
+    data.infos()["there"] = dataclasses.replace(data.infos()["there"], class_counts={})
+    assert data.info().class_counts == {}
+
+
+def test_numbers_have_the_moments_of_all_sets(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    for name, values in {"a": (1.0, 3.0), "b": (5.0, 6.0, 13.0)}.items():
+        rows = "\n".join(f"{name} {i},{value},train" for i, value in enumerate(values))
+        (tmp_path / f"{name}.csv").write_text(f"text,age,split\n{rows}\nheld out,1e6,test\n")
+    read = {"type": "manifest", "numbers": {"age": {}}, "split": {"val_share": 0.0}}
+    sets = {name: {**read, "path": str(tmp_path / f"{name}.csv")} for name in "ab"}
+    infos = {
+        targets: Mixture(
+            schema.parse(Mixture.Config, {"sets": sets, "targets": targets}), preprocesses
+        ).info()
+        for targets in ("shared", "namespaced")
+    }
+    whole = infos["shared"].moments["age"]
+    assert (whole.count, whole.mean) == (5, pytest.approx((5.6,)))
+    assert whole.std == pytest.approx((statistics.pstdev([1, 3, 5, 6, 13]),))
+    assert {t: m.mean for t, m in infos["namespaced"].moments.items()} == {"a/age": (2.0,), "b/age": (8.0,)}
+
+
+def test_the_reference_is_what_evaluation_sees(tmp_path: pathlib.Path, preprocesses: Reads) -> None:
+    lines = [json.dumps({"image": f"{i}.png", "caption": ["one", "two"]}) for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    whole = {"val_share": 0.0, "test_share": 0.0}
+    sets = {"a": {"type": "manifest", "path": str(tmp_path / "rows.jsonl"), "split": whole}}
+    data = Mixture(schema.parse(Mixture.Config, {"sets": sets}), preprocesses)
+    assert len(data.reference().get(0, None).several["text"]) == 2
+    assert "text" in data.source("train").get(0, torch.Generator()).inputs
