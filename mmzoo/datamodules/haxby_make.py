@@ -1,8 +1,9 @@
-"""Writes scans of new people of the simulated world in the layout and the design of Haxby et al. 2001.
+"""Writes scans of people of the simulated world in the layout and the design of Haxby et al. 2001.
 
-Why: the shipped weights know four people's brains; these are others, whose voxels they never saw, so that
-what a new subject gains from them can be measured. The world is the default one (its code of meaning is the
-same in every brain), the pictures are those of its validation and test splits, the labels eight actions.
+Why: the shipped weights know four people's brains. What they bring to another experiment can be measured with
+the same four (`write_haxby_known`) and with four whose voxels they never saw (`write_haxby`). The world is
+the default one (its code of meaning is the same in every brain), the pictures are those of its validation
+and test splits, the labels eight actions; a volume is noisier than the scans that the weights learned from.
 """
 
 from __future__ import annotations
@@ -40,15 +41,22 @@ Signals = Float[np.ndarray, "n v"]
 
 def write_haxby(folder: Path, runs: int, *, seed: int = 0) -> str:
     """Write so many runs, dealt to four new people that `seed` draws; say what was written."""
+    return _write_people(folder, runs, new_subjects(seed, NUM_SUBJECTS), seed)
+
+
+def write_haxby_known(folder: Path, runs: int, *, seed: int = 0) -> str:
+    """Write so many runs, dealt to the world's own four people; `seed` draws designs and noise."""
+    return _write_people(folder, runs, world_subjects(), seed)
+
+
+def _write_people(folder: Path, runs: int, people: Sequence[brain.Subject], seed: int) -> str:
     if runs < MIN_RUNS or runs % NUM_SUBJECTS:
         found, do = f"{runs} runs", f"Ask for {12 * NUM_SUBJECTS}, Haxby's twelve for each."
         expected = f"a multiple of {NUM_SUBJECTS}, at least {MIN_RUNS}"
         raise ConfigError.at("data make", found, expected, do)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
-    config = WorldConfig()
-    people = new_subjects(seed, NUM_SUBJECTS)
-    shown, signals = _responses(config, people)
+    shown, signals = _responses(WorldConfig(), people)
     each = runs // NUM_SUBJECTS
     for number, (person, signal) in enumerate(zip(people, signals, strict=True), start=1):
         rng = keyed(_STREAM + 1, seed, number)
@@ -68,6 +76,11 @@ def new_subjects(seed: int, count: int) -> list[brain.Subject]:
         brain.draw_subject(name, int(rng.integers(350, 481)), NCSNR, rng)
         for name, rng in zip(names, rngs, strict=True)
     ]
+
+
+def world_subjects() -> list[brain.Subject]:
+    """Return the default world's people: their voxels, at the noise of one volume."""
+    return [brain.make_subject(name, WorldConfig().world_seed, NCSNR) for name in brain.SUBJECTS]
 
 
 def _responses(config: WorldConfig, people: Sequence[brain.Subject]) -> tuple[list[Event], list[Signals]]:

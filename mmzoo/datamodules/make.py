@@ -21,7 +21,7 @@ import numpy as np
 from mmzoo.datamodules import ntu, scan_files
 from mmzoo.datamodules.dense_make import write_nyud, write_pascal_context
 from mmzoo.datamodules.five_senses import EventSource, FiveSenses
-from mmzoo.datamodules.haxby_make import write_haxby
+from mmzoo.datamodules.haxby_make import write_haxby, write_haxby_known
 from mmzoo.datamodules.nuscenes.write import write_nuscenes
 from mmzoo.datamodules.scans import Event as Shown
 from mmzoo.datamodules.shapes_make import write_grounding, write_vqa
@@ -53,6 +53,7 @@ class Kind(str, Enum):
     GROUNDING = "grounding"
     VQA = "vqa"
     HAXBY = "haxby"
+    HAXBY_KNOWN = "haxby_known"
     NUSCENES = "nuscenes"
 
 
@@ -262,7 +263,8 @@ APART: dict[Kind, Callable[..., str]] = {
     Kind.GROUNDING: write_grounding,
     Kind.VQA: write_vqa,
     Kind.HAXBY: write_haxby,
+    Kind.HAXBY_KNOWN: write_haxby_known,
     Kind.NUSCENES: write_nuscenes,
 }
-"""Formats that hold something else: the indoor world, coloured shapes, brains of new people (`samples` counts
-runs), and streets."""
+"""Formats that hold something else: the indoor world, coloured shapes, brains of new people or of the
+world's (`samples` counts runs), and streets."""

@@ -10,7 +10,14 @@ import pytest
 from mmzoo import recipe
 from mmzoo.datamodules import haxby_make
 from mmzoo.datamodules.bids import Bids
-from mmzoo.datamodules.haxby_make import BLOCK, CATEGORIES, new_subjects, write_haxby
+from mmzoo.datamodules.haxby_make import (
+    BLOCK,
+    CATEGORIES,
+    NCSNR,
+    new_subjects,
+    world_subjects,
+    write_haxby,
+)
 from mmzoo.datamodules.make import make
 from mmzoo.datamodules.world import brain
 from mmzoo.errors import ConfigError, DataError
@@ -67,6 +74,16 @@ def test_people_are_new_and_depend_on_the_seed_alone() -> None:
         for world in known:
             assert abs(np.corrcoef(person.ncsnr[:fewest], world.ncsnr[:fewest])[0, 1]) < 0.5
     assert all(350 <= len(p.roi) <= 480 for p in one)
+
+
+def test_known_people_are_those_of_the_shipped_weights(tmp_path: Path) -> None:
+    assert make("haxby_known", str(tmp_path / "known"), 12).startswith("3 runs of 4 people, 8 categories")
+    assert read(tmp_path / "known").info().subjects == brain.SUBJECTS
+    for person, name in zip(world_subjects(), brain.SUBJECTS, strict=True):
+        known = brain.make_subject(name, 0, 1.0)
+        for field in ("fields", "channels", "tuning", "mixing"):
+            np.testing.assert_array_equal(getattr(person, field), getattr(known, field))
+        np.testing.assert_allclose(np.median(person.ncsnr) / np.median(known.ncsnr), NCSNR, rtol=1e-6)
 
 
 def test_noise_has_the_sizes_it_says() -> None:
