@@ -78,11 +78,15 @@ def _make(kind: str, path: str, args: argparse.Namespace) -> int:
 def _pack(name: str, folder: Path, overrides: list[str], args: argparse.Namespace) -> int:
     from mmzoo.cli.sources import recipe_config
     from mmzoo.datamodules.shard_write import pack_data
+    from mmzoo.learners.tasks import modalities_of, with_heads
 
     if args.per_shard < 1:
         raise ConfigError.at("--per-shard", str(args.per_shard), "1 or more", "Leave it out for 1000.")
     config = recipe_config(name, overrides)
-    counts = pack_data(folder, config.data.build({}, seed=config.seed), per_shard=args.per_shard)
+    options = with_heads(config.model, config.tasks)
+    reads = modalities_of(config.tasks, tuple(options.modalities), tuple(options.inputs))
+    data = config.data.build({}, seed=config.seed)
+    counts = pack_data(folder, data, per_shard=args.per_shard, reads=reads)
     if args.json:
         console.dump({"path": str(folder), "samples": counts})
         return 0

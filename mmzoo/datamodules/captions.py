@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -57,6 +57,16 @@ class EvaluateOn(str, Enum):
     """one sample with all of them: see the metric `retrieval`"""
     FIRST = "first"
     """one sample with the first of them"""
+
+
+@runtime_checkable
+class HasCaptions(Protocol):
+    """A data set whose samples may have several captions."""
+
+    @property
+    def captions_shown(self) -> EvaluateOn:
+        """Return what its evaluation makes of them."""
+        ...
 
 
 class Neighbours(str, Enum):

@@ -16,6 +16,7 @@ from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.captions import (
     MODALITY,
     CaptionsConfig,
+    EvaluateOn,
     Neighbours,
     PairSource,
     TrainOn,
@@ -97,6 +98,11 @@ class Manifest(DataModule):
         apart = captions.neighbours is Neighbours.APART
         size = self.config.loader.batch_size if apart else 0
         return self._source(records, split, partial(PairSource, batch_size=size))
+
+    @property
+    def captions_shown(self) -> EvaluateOn:
+        """Return what evaluation makes of several captions."""
+        return self.config.captions.evaluate
 
     def reference(self) -> RecordSource:
         """Return the training samples with their captions as in evaluation."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from mmzoo.batch import Moments
 from mmzoo.datamodules.base import DataModule
-from mmzoo.datamodules.captions import EvaluateOn, PairSource
+from mmzoo.datamodules.captions import EvaluateOn, HasCaptions, PairSource
+from mmzoo.datamodules.faults import decoding
 from mmzoo.datamodules.files import ARRAYS, KIND_OF, extension
-from mmzoo.datamodules.manifest import Manifest
 from mmzoo.datamodules.numbers import Numbers
 from mmzoo.datamodules.records import Label, Record, RecordSource, subject_in
 from mmzoo.datamodules.shard_format import Fields
@@ -27,17 +27,25 @@ class Packed:
     """The samples of a source as `write_shards` takes them: files as they are, the rest as JSON.
 
     `captions` is what evaluation makes of several captions, where the source has some, `moments` what is
-    known of its labels of numbers.
+    known of its labels of numbers; samples that have none of the modalities in `reads` are left out.
     """
 
     source: RecordSource
     captions: EvaluateOn | None = None
     moments: Mapping[str, Moments] = field(default_factory=dict[str, Moments])
+    reads: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield sample after sample."""
+        for number, record in enumerate(self.records()):
+            yield _packed(record, number, self.source)
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records that are packed."""
         for number in range(len(self.source)):
-            yield _packed(self.source, number)
+            record = self.source.records[number]
+            if not self.reads or self.reads & {*record.modalities}:
+                yield record
 
     def notes(self) -> Notes:
         """Return what labels are, of all samples."""
@@ -59,17 +67,27 @@ def pack(source: Any, captions: EvaluateOn | None = None) -> Packed:
     return Packed(source, captions)
 
 
-def pack_data(folder: Path, data: DataModule, *, per_shard: int = 1000) -> dict[str, int]:
-    """Write every split of a data set as `train-000000.tar`, `val-…`, `test-…`; return split -> samples."""
-    captions = data.config.captions.evaluate if isinstance(data, Manifest) else None
+def pack_data(
+    folder: Path, data: DataModule, *, per_shard: int = 1000, reads: Iterable[str] = ()
+) -> dict[str, int]:
+    """Write every split of a data set as `train-000000.tar`, `val-…`, `test-…`; return split -> samples.
+
+    `reads` names the modalities of which a sample must have one to be packed; none: any will do.
+    """
+    captions = data.captions_shown if isinstance(data, HasCaptions) else None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
-    info = data.info()
-    packed = {split: pack(data.source(split), captions) for split in SPLITS if info.counts.get(split)}
+    packed = {s: pack(data.source(s), captions) for s in SPLITS if data.info().counts.get(s)}
+    counts: dict[str, int] = {}
     for split, samples in packed.items():
-        own = dataclasses.replace(samples, moments=info.moments)
+        own = dataclasses.replace(samples, reads=frozenset(reads))
+        if not (count := sum(1 for _ in own.records())):
+            continue
+        if split == SPLITS[0]:
+            own = dataclasses.replace(own, moments=own.source.vocabulary.moments(own.records()))
         write_shards(folder, own, per_shard=per_shard, prefix=split)
-    return {split: len(samples.source) for split, samples in packed.items()}
+        counts[split] = count
+    return counts
 
 
 def write_shards(
@@ -108,17 +126,15 @@ def _as_tuples(labels: Mapping[str, Iterable[str]], told: Notes) -> dict[str, tu
     return {target: tuple(names) for target, names in labels.items() if target not in told.numbers}
 
 
-def _packed(source: RecordSource, number: int) -> dict[str, Any]:
-    record = source.records[number]
+def _packed(record: Record, number: int, source: RecordSource) -> dict[str, Any]:
     sample: dict[str, Any] = {"__key__": f"{number:08d}"}
     members: dict[str, list[str]] = {}
     for modality, name in record.files.items():
-        sample[_ending(modality, name, record.id)] = source.files.read(name)
+        sample[_ending(modality, name, record.id)] = _read(source, name)
     for modality in sorted(record.filed):
         names = record.several[modality]
         members[modality] = [_ending(modality, name, record.id, str(i)) for i, name in enumerate(names)]
-        contents = map(source.files.read, names)
-        sample |= dict(zip(members[modality], contents, strict=True))
+        sample |= dict(zip(members[modality], (_read(source, name) for name in names), strict=True))
     numbers = {t: label.values for t, label in record.labels.items() if isinstance(label, Numbers)}
     meta = {
         "id": record.id,
@@ -130,6 +146,11 @@ def _packed(source: RecordSource, number: int) -> dict[str, Any]:
         "subject": _subject(record),
     }
     return {**sample, "json": {k: v for k, v in meta.items() if v}}
+
+
+def _read(source: RecordSource, name: str) -> bytes:
+    with decoding(name):
+        return source.files.read(name)
 
 
 def _ending(modality: str, name: str, where: str, place: str = "") -> str:

@@ -110,13 +110,13 @@ class Shards(DataModule):
                 modalities=tuple(self.preprocesses),
                 counts=dict(self.config.samples),
                 numeric=vocabulary.kinds,
-                several=entries_of(notes, self._captions(), self.preprocesses),
+                several=entries_of(notes, self.captions_shown, self.preprocesses),
                 moments=notes.moments,
             )
         parts = {split: self._split(split) for split in SPLITS}
         modalities = dict.fromkeys(m for records in parts.values() for m in records.modalities())
         if notes.modalities is None:
-            notes = notes.beside(survey(parts.values(), self._captions()))
+            notes = notes.beside(survey(parts.values(), self.captions_shown))
         modalities |= dict.fromkeys(notes.modalities or ())
         self.check_modalities(tuple(modalities), f"data ({self.config.root})")
         return DataInfo(
@@ -125,7 +125,7 @@ class Shards(DataModule):
             modalities=tuple(modalities),
             counts={split: len(records) for split, records in parts.items()},
             numeric=vocabulary.kinds,
-            several=entries_of(notes, self._captions(), self.preprocesses),
+            several=entries_of(notes, self.captions_shown, self.preprocesses),
             moments=vocabulary.moments(parts["train"]),
         )
 
@@ -142,7 +142,7 @@ class Shards(DataModule):
             do = "Fetch the shards, or set data.val and data.test to local ones."
             raise DataError.at("data", f"{split} shards at an address", "local files for random access", do)
         records = self._split(split)
-        shown = Evaluated(records, self._captions()) if evaluated else records
+        shown = Evaluated(records, self.captions_shown) if evaluated else records
         name = f"{Path(self.config.root).name}/{split}"
         return RecordSource(shown, records.files, self.preprocesses, self._labels(), name=name)
 
@@ -198,7 +198,9 @@ class Shards(DataModule):
             self._read = read_notes(Path(self.config.root))
         return self._read
 
-    def _captions(self) -> EvaluateOn:
+    @property
+    def captions_shown(self) -> EvaluateOn:
+        """Return what evaluation makes of several captions: as told, else as info.json says."""
         return self.config.captions or self._notes().captions or EvaluateOn.FIRST
 
     def _fields(self) -> Fields:

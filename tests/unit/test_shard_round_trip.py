@@ -242,6 +242,41 @@ def test_second_pictures_and_scans_keep_names_and_subjects(tmp_path: pathlib.Pat
         list(pack(two.source("train")))
 
 
+def test_shards_can_be_packed_again(tmp_path: pathlib.Path, reads: Reads) -> None:
+    data = manifest(tmp_path / "m", CAPTIONS, reads)
+    first = check_same(data, tmp_path / "s", reads)
+    pack_data(tmp_path / "again", first, per_shard=3)
+    second = shards(tmp_path / "again", reads, **NAMED)
+    assert second.info() == first.info()
+    assert all_of(second.reference()) == all_of(data.reference())
+    assert all_of(second.source("val")) == all_of(data.source("val"))
+
+
+def test_samples_that_nobody_reads_are_left_out(tmp_path: pathlib.Path, reads: Reads) -> None:
+    rows = [{"text": "a", "age": i} if i % 2 else {"image": None, "text": "b", "age": i} for i in range(8)]
+    only = {"image": reads["image"]}
+    told = {"numbers": {"age": {}}, "targets": []}
+    read, whole = manifest(tmp_path / "m", rows, only, **told), manifest(tmp_path / "m", rows, {}, **told)
+    assert (
+        pack_data(tmp_path / "s", whole, reads=["image"])
+        == {"train": 3, "test": 1}
+        == {split: count for split, count in read.info().counts.items() if count}
+    )
+    back = shards(tmp_path / "s", only, train="train-*.tar", test="test-*.tar", val_share=0.0)
+    assert all_of(back.source("train")) == all_of(read.source("train"))
+    assert back.info().moments == read.info().moments
+    assert not list((tmp_path / "s").glob("val*"))
+    notes = json.loads((tmp_path / "s" / "info.json").read_text())
+    assert notes["moments"]["age"]["mean"] == list(read.info().moments["age"].mean)
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: pathlib.Path, reads: Reads) -> None:
+    data = manifest(tmp_path / "m", CAPTIONS, reads)
+    (tmp_path / "m" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"1\.png"):
+        pack_data(tmp_path / "s", data)
+
+
 def test_what_is_not_read_from_files_is_refused(tmp_path: pathlib.Path) -> None:
     streets = Driving(Driving.fake(tmp_path), {})
     with pytest.raises(
