@@ -29,7 +29,7 @@ VERBS = {
     "list": "list models, recipes and all building blocks",
     "info": "explain one of them: options, defaults, parameters",
     "config": "print a recipe's resolved configuration",
-    "data": "inspect data on disk, or make synthetic data",
+    "data": "inspect data on disk, pack them into shards, or make synthetic data",
     "report": "rebuild plots and report.html of a run",
 }
 
