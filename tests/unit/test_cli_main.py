@@ -75,8 +75,8 @@ MISTYPED = {
     "list --task cooking": "--task: nothing has 'cooking'; expected one of the tasks.",
     "info five_sences": "mmzoo info: 'five_sences' is unknown; expected a name that `mmzoo list` shows. "
     "Did you mean 'five_senses'",
-    "data": "mmzoo data: nothing to do; expected inspect or make.",
-    "data inspekt x": "mmzoo data: 'inspekt'; expected inspect or make. Did you mean 'inspect'?",
+    "data": "mmzoo data: nothing to do; expected inspect, make or pack.",
+    "data inspekt x": "mmzoo data: 'inspekt'; expected inspect, make or pack. Did you mean 'inspect'?",
     "data inspect": "mmzoo data inspect: no PATH; expected ACTION PATH.",
     "eval": "mmzoo eval: no RUN; expected RUN. See the examples of `mmzoo eval -h`.",
     "embed model": "mmzoo embed: no DATA; expected MODEL DATA.",
