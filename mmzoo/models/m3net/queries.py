@@ -39,7 +39,9 @@ class BoxQueries(nn.Module):
         """Take the counts, and the numbers of the classes that are small."""
         super().__init__()
         self.num_queries, self.small_classes = num_queries, small_classes
-        self.heatmap = nn.Sequential(conv_block(dim, dim), nn.Conv2d(dim, num_classes, 3, padding=1))
+        last = nn.Conv2d(dim, num_classes, 3, padding=1)
+        nn.init.constant_(last.bias, -2.19)  # cells start near 0.1, as CenterPoint's do: most hold no box
+        self.heatmap = nn.Sequential(conv_block(dim, dim), last)
         self.embedding = nn.Embedding(num_classes, dim)
         self.norm, self.mlp = nn.LayerNorm(dim), Mlp(dim, dim, dim, dim)
 
