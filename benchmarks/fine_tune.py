@@ -1,15 +1,17 @@
 """Fine-tuning by one override against training from scratch: the same data, steps and seeds.
 
-    python -m benchmarks.fine_tune --out DIR --data mocap people few --steps 50 150 --seeds 0 1 2
+    python -m benchmarks.fine_tune --out DIR --data mocap known people few --steps 50 150 --seeds 0 1 2
 
-`mocap`: the recipe's strict split of real motions. `people`: `mmzoo data make haxby --n 48`, scans of four
-new people of the simulated world, nine training runs of 72 volumes each; `few`: the same with two of them.
+`mocap`: the recipe's strict split of real motions. `known`: `mmzoo data make haxby_known --n 48`, the people
+whom the weights know in another experiment, nine training runs of 72 volumes each. `people`: `mmzoo data make
+haxby --n 48`, the same with four people whom they do not know; `few`: with two of their training runs.
 
 Rows. `fine-tuned`: `model=five_senses_tiny.five_senses`, nothing else. `scratch`: the same architecture and
 inputs with random weights and the recipe's options. `scratch, same options`: and what the card recommends.
 `recipe's own model`: the recipe as it is. Every run goes its whole schedule in the given number of steps;
 its last weights are reported on the test split, so that no split chooses anything. The card's options were
-chosen on the validation splits. A run whose figures lie in DIR already is not repeated.
+chosen on the validation splits. `--split val` prints the table of those, with which further options (the last
+arguments, for every row) are compared. A run whose figures lie in DIR already is not repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 from mmzoo import recipe
 from mmzoo.checkpoints import cards
-from mmzoo.datamodules.haxby_make import write_haxby
+from mmzoo.datamodules.haxby_make import write_haxby, write_haxby_known
 from mmzoo.learners.evaluate import evaluate
 
 CHECKPOINT = "five_senses_tiny.five_senses"
@@ -32,9 +34,9 @@ FACING = "model.modalities.skeleton.preprocess.facing=front"
 """Of the inputs: what the card recommends for motions recorded in a studio, whose axes mean nothing."""
 RUNS = 48
 """Of four people: Haxby's twelve each."""
-TRAINING_RUNS = {"people": (), "few": ("data.val_runs=[3,4,5,6,7,8,9,10]",)}
+TRAINING_RUNS = {"known": (), "people": (), "few": ("data.val_runs=[3,4,5,6,7,8,9,10]",)}
 """Of the runs that are not tested, those that validate do not train."""
-FIGURES = {"mocap": ("mean_class", "top1"), "people": ("top1",), "few": ("top1",)}
+FIGURES = {"mocap": ("mean_class", "top1"), "known": ("top1",), "people": ("top1",), "few": ("top1",)}
 
 ROWS = ("fine-tuned", "scratch", "scratch, same options", "recipe's own model")
 PLAIN = str.maketrans(" ", "_", ",'")
@@ -56,35 +58,40 @@ def base(data: str, out: pathlib.Path) -> tuple[str, list[str]]:
     """Return the recipe and where its data are, made on first use."""
     if data == "mocap":
         return "mocap", []
-    folder = out / "new_people"
+    folder, write = (
+        (out / "known_people", write_haxby_known) if data == "known" else (out / "new_people", write_haxby)
+    )
     if not folder.exists():
-        write_haxby(folder, RUNS)
+        write(folder, RUNS)
     return "haxby", [f"data.root={folder}", *TRAINING_RUNS[data]]
 
 
-def train(file: pathlib.Path, name: str, overrides: Sequence[str]) -> Figures:
-    """Return the test figures of a run, training it unless the file has them."""
+def train(file: pathlib.Path, name: str, overrides: Sequence[str], split: str) -> Figures:
+    """Return the figures of a run, training it unless the file has them."""
     if not file.is_file():
         print(f"training {file.parent.name}", file=sys.stderr, flush=True)
         built = recipe.build(recipe.load(name, overrides))
         built.trainer.limit_val_batches = 0
         built.trainer.fit(built.learner, datamodule=built.datamodule)
-        found = dict(evaluate(built.learner, built.datamodule, "test").metrics)
+        found = {
+            name: {"metrics": dict(evaluate(built.learner, built.datamodule, name).metrics)}
+            for name in ("val", "test")
+        }
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"overrides": list(overrides), "test": {"metrics": found}}, indent=1))
-    return json.loads(file.read_text())["test"]["metrics"]
+        file.write_text(json.dumps({"overrides": list(overrides), **found}, indent=1))
+    return json.loads(file.read_text())[split]["metrics"]
 
 
-def measure(out: pathlib.Path, data: str, titles: Sequence[str], steps: int, seed: int) -> dict[str, Figures]:
+def measure(asked: argparse.Namespace, data: str, steps: int, seed: int) -> dict[str, Figures]:
     """Return the figures of the rows asked for, for one budget and seed."""
-    name, where = base(data, out)
+    name, where = base(data, asked.out)
     options = rows(data)
     budget = [f"trainer.max_steps={steps}", "trainer.max_epochs=-1", f"seed={seed}"]
-    common = [*where, *budget, "trainer.accelerator=cpu", "trainer.threads=1"]
+    common = [*where, *budget, "trainer.accelerator=cpu", "trainer.threads=1", *asked.options]
     found: dict[str, Figures] = {}
-    for title in titles:
-        folder = f"{data}-{title.translate(PLAIN)}-{steps}-s{seed}"
-        found[title] = train(out / folder / "eval.json", name, [*options[title], *common])
+    for title in asked.rows:
+        file = asked.out / f"{data}-{title.translate(PLAIN)}-{steps}-s{seed}" / "eval.json"
+        found[title] = train(file, name, [*options[title], *common], asked.split)
     return found
 
 
@@ -117,13 +124,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 150, 400])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
-    options = parser.parse_args()
+    parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("options", nargs="*", help="overrides for every run, e.g. learner.optim.lr=1e-3")
+    asked = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    for data in options.data:
-        found = {
-            steps: [measure(options.out, data, options.rows, steps, seed) for seed in options.seeds]
-            for steps in options.steps
-        }
+    for data in asked.data:
+        found = {steps: [measure(asked, data, steps, seed) for seed in asked.seeds] for steps in asked.steps}
         print(table(data, found), flush=True)
 
 
