@@ -1,10 +1,13 @@
 """Fine-tuning by one override against training from scratch: the same data, steps and seeds.
 
-    python -m benchmarks.fine_tune --out DIR --data mocap known people few --steps 50 150 --seeds 0 1 2
+    python -m benchmarks.fine_tune --out DIR --data mocap rotations known people few --steps 50 150
 
-`mocap`: the recipe's strict split of real motions. `known`: `mmzoo data make haxby_known --n 48`, the people
-whom the weights know in another experiment, nine training runs of 72 volumes each. `people`: `mmzoo data make
-haxby --n 48`, the same with four people whom they do not know; `few`: with two of their training runs.
+`mocap`: the recipe's strict split of real motions, which tests some actions on two windows. `rotations`:
+every recording of an action that has several is tested once, in three runs whose windows are counted together
+(`benchmarks.leave_recordings_out`); nothing validates there. `known`: `mmzoo data make haxby_known --n 48`,
+the people whom the weights know in another experiment, nine training runs of 72 volumes each. `people`:
+`mmzoo data make haxby --n 48`, the same with four people whom they do not know; `few`: with two of their
+training runs.
 
 Rows. `fine-tuned`: `model=five_senses_tiny.five_senses`, nothing else. `scratch`: the same architecture and
 inputs with random weights and the recipe's options. `scratch, same options`: and what the card recommends.
@@ -24,6 +27,9 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from benchmarks.leave_recordings_out import ROTATIONS
 from mmzoo import recipe
 from mmzoo.checkpoints import cards
 from mmzoo.datamodules.haxby_make import write_haxby, write_haxby_known
@@ -36,9 +42,15 @@ RUNS = 48
 """Of four people: Haxby's twelve each."""
 TRAINING_RUNS = {"known": (), "people": (), "few": ("data.val_runs=[3,4,5,6,7,8,9,10]",)}
 """Of the runs that are not tested, those that validate do not train."""
-FIGURES = {"mocap": ("mean_class", "top1"), "known": ("top1",), "people": ("top1",), "few": ("top1",)}
+MOTIONS = ("mocap", "rotations")
+FIGURES = dict.fromkeys(MOTIONS, ("mean_class", "top1")) | {
+    "known": ("top1",),
+    "people": ("top1",),
+    "few": ("top1",),
+}
 
 ROWS = ("fine-tuned", "scratch", "scratch, same options", "recipe's own model")
+CONFUSION = "classify/confusion"
 PLAIN = str.maketrans(" ", "_", ",'")
 """From the name of a row to that of a folder."""
 
@@ -48,51 +60,76 @@ Figures = Mapping[str, float]
 def rows(data: str) -> dict[str, list[str]]:
     """Return the rows of a table: name -> overrides."""
     card = cards.find(CHECKPOINT)
-    modality, inputs = ("skeleton", [FACING]) if data == "mocap" else ("fmri", [])
+    modality, inputs = ("skeleton", [FACING]) if data in MOTIONS else ("fmri", [])
     fresh = [f"model={card.arch}"]
     options = [[f"model={CHECKPOINT}"], [*fresh, *inputs], [*fresh, *card.fine_tune[modality]], []]
     return dict(zip(ROWS, options, strict=True))
 
 
-def base(data: str, out: pathlib.Path) -> tuple[str, list[str]]:
-    """Return the recipe and where its data are, made on first use."""
+def base(data: str, out: pathlib.Path) -> tuple[str, list[list[str]]]:
+    """Return the recipe and the runs that a figure takes: what each holds out. Data are made on first use."""
     if data == "mocap":
-        return "mocap", []
+        return "mocap", [[]]
+    if data == "rotations":
+        none = ["data.split.val_groups=[]", "data.split.val_share=0"]
+        tested = [json.dumps(groups).replace(" ", "") for groups in ROTATIONS]
+        return "mocap", [
+            [f"data.split.test_groups={groups}", f"data.split.seed={number}", *none]
+            for number, groups in enumerate(tested)
+        ]
     folder, write = (
         (out / "known_people", write_haxby_known) if data == "known" else (out / "new_people", write_haxby)
     )
     if not folder.exists():
         write(folder, RUNS)
-    return "haxby", [f"data.root={folder}", *TRAINING_RUNS[data]]
+    return "haxby", [[f"data.root={folder}", *TRAINING_RUNS[data]]]
 
 
-def train(file: pathlib.Path, name: str, overrides: Sequence[str], split: str) -> Figures:
-    """Return the figures of a run, training it unless the file has them."""
+def train(file: pathlib.Path, name: str, overrides: Sequence[str], split: str) -> np.ndarray:
+    """Return the confusion matrix (rows: truth) of a run, training it unless the file has it."""
     if not file.is_file():
         print(f"training {file.parent.name}", file=sys.stderr, flush=True)
         built = recipe.build(recipe.load(name, overrides))
         built.trainer.limit_val_batches = 0
         built.trainer.fit(built.learner, datamodule=built.datamodule)
+        counts = built.datamodule.info().counts
         found = {
-            name: {"metrics": dict(evaluate(built.learner, built.datamodule, name).metrics)}
-            for name in ("val", "test")
+            part: evaluate(built.learner, built.datamodule, part).figures[CONFUSION].tolist()
+            for part in ("val", "test")
+            if counts.get(part)
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"overrides": list(overrides), **found}, indent=1))
-    return json.loads(file.read_text())[split]["metrics"]
+        file.write_text(json.dumps({"overrides": list(overrides), "confusion": found}))
+    return np.array(json.loads(file.read_text())["confusion"][split])
 
 
 def measure(asked: argparse.Namespace, data: str, steps: int, seed: int) -> dict[str, Figures]:
     """Return the figures of the rows asked for, for one budget and seed."""
-    name, where = base(data, asked.out)
+    name, folds = base(data, asked.out)
     options = rows(data)
     budget = [f"trainer.max_steps={steps}", "trainer.max_epochs=-1", f"seed={seed}"]
-    common = [*where, *budget, "trainer.accelerator=cpu", "trainer.threads=1", *asked.options]
+    common = [*budget, "trainer.accelerator=cpu", "trainer.threads=1", *asked.options]
     found: dict[str, Figures] = {}
     for title in asked.rows:
-        file = asked.out / f"{data}-{title.translate(PLAIN)}-{steps}-s{seed}" / "eval.json"
-        found[title] = train(file, name, [*options[title], *common], asked.split)
+        run = f"{data}-{title.translate(PLAIN)}-{steps}-s{seed}"
+        matrices = [
+            train(
+                asked.out / f"{run}-{number}" / "eval.json",
+                name,
+                [*options[title], *held, *common],
+                asked.split,
+            )
+            for number, held in enumerate(folds)
+        ]
+        found[title] = accuracy(np.sum(matrices, axis=0))
     return found
+
+
+def accuracy(matrix: np.ndarray) -> Figures:
+    """Return mean-class and plain accuracy of a confusion matrix."""
+    hits, tested = matrix.diagonal(), matrix.sum(axis=1)
+    by_class = (hits / tested.clip(min=1))[tested > 0].mean()
+    return {"mean_class": float(by_class), "top1": float(hits.sum() / tested.sum())}
 
 
 def table(data: str, found: Mapping[int, Sequence[Mapping[str, Figures]]]) -> str:
@@ -101,10 +138,7 @@ def table(data: str, found: Mapping[int, Sequence[Mapping[str, Figures]]]) -> st
     head = [f"{data}", *(f"{steps} steps, {figure}" for steps, figure in columns)]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(columns)]
     for title in next(iter(found.values()))[0]:
-        cells = [
-            _spread([100 * seed[title][f"classify/{figure}"] for seed in found[steps]])
-            for steps, figure in columns
-        ]
+        cells = [_spread([100 * seed[title][figure] for seed in found[steps]]) for steps, figure in columns]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -161,7 +161,9 @@ class RunFolder:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_text(self.config, text)
         write_text(self.path / "overrides.txt", "".join(f"{o}\n" for o in overrides))
-        write_text(self.path / "command.txt", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+        name = Path(sys.argv[0]).name
+        program = ["python", "-m", "mmzoo"] if name == "__main__.py" else [name]
+        write_text(self.path / "command.txt", shlex.join([*program, *sys.argv[1:]]) + "\n")
         write_json(self.path / "env.json", environment())
 
 

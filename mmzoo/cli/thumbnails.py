@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,8 @@ SIZE = 132
 PAPER, INK = (250, 250, 249), (30, 41, 59)
 PERSONS = ((48, 102, 190), (228, 87, 46), (46, 147, 60), (143, 91, 181))
 FONT_SIZE = 12
-LINE = 20
-"""Characters that fit into a line."""
+MARGIN = 6
+"""Pixels around a text."""
 
 
 def thumbnail(item: Item, kind: str, preprocess: Preprocess) -> Image.Image:
@@ -34,11 +33,29 @@ def thumbnail(item: Item, kind: str, preprocess: Preprocess) -> Image.Image:
 def words(text: str) -> Image.Image:
     """Write text into a thumbnail, wrapped and cut to fit."""
     canvas = Image.new("RGB", (SIZE, SIZE), PAPER)
-    lines = textwrap.wrap(" ".join(text.split()), LINE)
-    room = (SIZE - 12) // (FONT_SIZE + 3)
-    shown = lines[:room] if len(lines) <= room else [*lines[: room - 1], lines[room - 1][: LINE - 2] + " …"]
-    ImageDraw.Draw(canvas).multiline_text((6, 6), "\n".join(shown), fill=INK, font=font(FONT_SIZE), spacing=3)
+    lines = _wrapped(text, SIZE - 2 * MARGIN)
+    room = (SIZE - 2 * MARGIN) // (FONT_SIZE + 3)
+    shown = lines if len(lines) <= room else [*lines[: room - 1], f"{lines[room - 1][:-2]} …"]
+    draw = ImageDraw.Draw(canvas)
+    draw.multiline_text((MARGIN, MARGIN), "\n".join(shown), fill=INK, font=font(FONT_SIZE), spacing=3)
     return canvas
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break text into lines of at most so many pixels; a word that is longer is cut."""
+    fits = font(FONT_SIZE)
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and fits.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        while fits.getlength(word) > width:
+            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits.getlength(word[:n]) <= width)
+            lines.append(word[:cut])
+            word = word[cut:]
+        lines.append(word)
+    return lines
 
 
 def font(size: int) -> Any:

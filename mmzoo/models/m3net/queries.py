@@ -40,7 +40,8 @@ class BoxQueries(nn.Module):
         super().__init__()
         self.num_queries, self.small_classes = num_queries, small_classes
         last = nn.Conv2d(dim, num_classes, 3, padding=1)
-        nn.init.constant_(last.bias, -2.19)  # cells start near 0.1, as CenterPoint's do: most hold no box
+        # cells start near 0.1, as CenterPoint's do: most hold no box
+        last.bias = nn.Parameter(torch.full((num_classes,), -2.19))
         self.heatmap = nn.Sequential(conv_block(dim, dim), last)
         self.embedding = nn.Embedding(num_classes, dim)
         self.norm, self.mlp = nn.LayerNorm(dim), Mlp(dim, dim, dim, dim)
