@@ -6,8 +6,8 @@
 every recording of an action that has several is tested once, in three runs whose windows are counted together
 (`benchmarks.leave_recordings_out`); nothing validates there. `known`: `mmzoo data make haxby_known --n 48`,
 the people whom the weights know in another experiment, nine training runs of 72 volumes each. `people`:
-`mmzoo data make haxby --n 48`, the same with four people whom they do not know; `few`: with two of their
-training runs.
+`mmzoo data make haxby --n 48`, the same with four people whom they do not know. `known_few`, `few`: with two
+of the training runs.
 
 Rows. `fine-tuned`: `model=five_senses_tiny.five_senses`, nothing else. `scratch`: the same architecture and
 inputs with random weights and the recipe's options. `scratch, same options`: and what the card recommends.
@@ -40,11 +40,13 @@ FACING = "model.modalities.skeleton.preprocess.facing=front"
 """Of the inputs: what the card recommends for motions recorded in a studio, whose axes mean nothing."""
 RUNS = 48
 """Of four people: Haxby's twelve each."""
-TRAINING_RUNS = {"known": (), "people": (), "few": ("data.val_runs=[3,4,5,6,7,8,9,10]",)}
+TWO_RUNS = "data.val_runs=[3,4,5,6,7,8,9,10]"
+TRAINING_RUNS = {"known": (), "known_few": (TWO_RUNS,), "people": (), "few": (TWO_RUNS,)}
 """Of the runs that are not tested, those that validate do not train."""
 MOTIONS = ("mocap", "rotations")
 FIGURES = dict.fromkeys(MOTIONS, ("mean_class", "top1")) | {
     "known": ("top1",),
+    "known_few": ("top1",),
     "people": ("top1",),
     "few": ("top1",),
 }
@@ -78,7 +80,9 @@ def base(data: str, out: pathlib.Path) -> tuple[str, list[list[str]]]:
             for number, groups in enumerate(tested)
         ]
     folder, write = (
-        (out / "known_people", write_haxby_known) if data == "known" else (out / "new_people", write_haxby)
+        (out / "known_people", write_haxby_known)
+        if data.startswith("known")
+        else (out / "new_people", write_haxby)
     )
     if not folder.exists():
         write(folder, RUNS)
