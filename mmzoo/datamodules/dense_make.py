@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from mmzoo.datamodules.dense_layouts import NYUD_CLASSES, PASCAL_MAPS, VOC_CLASSES
+from mmzoo.datamodules.new_folder import into_new_folder
 from mmzoo.datamodules.pascal_parts import GROUPS, HUMAN
 from mmzoo.datamodules.world_indoor.classes import CLASS, CLASSES
 from mmzoo.datamodules.world_indoor.rooms import IndoorWorldConfig, make_view, view_name
 from mmzoo.datamodules.world_indoor.view import Labelled, see
-from mmzoo.errors import ConfigError, DataError
+from mmzoo.errors import ConfigError
 
 MIN_IMAGES = 4
 SIZE = (96, 128)
@@ -29,6 +30,7 @@ TO_VOC = {"chair": "chair", "table": "diningtable", "person": "person", "bed": "
 """The world's classes as VOC's; the others are background."""
 
 
+@into_new_folder
 def write_nyud(folder: Path, images: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> str:
     """Write so many images in NYUD's layout, a quarter of them in val.txt; say what was written."""
     number = np.array([1 + NYUD_CLASSES.index(TO_NYUD[name]) for name in CLASSES], dtype=np.uint8)
@@ -44,6 +46,7 @@ def write_nyud(folder: Path, images: int, *, seed: int = 0, size: tuple[int, int
     return _write_lists(folder / "gt_sets", lists)
 
 
+@into_new_folder
 def write_pascal_context(folder: Path, images: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> str:
     """Write so many images in PASCAL-Context's layout, with lists of class names in `names/`."""
     from scipy.io import savemat
@@ -98,8 +101,6 @@ def _scenes(
     images, seed, size = what
     if images < MIN_IMAGES:
         raise ConfigError.at("data make", f"{images} samples", f"at least {MIN_IMAGES}", "Ask for 16.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
     for kind in kinds:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     held = images // 4

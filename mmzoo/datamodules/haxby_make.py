@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mmzoo.datamodules import scan_files, scans
+from mmzoo.datamodules.new_folder import into_new_folder
 from mmzoo.datamodules.world import brain
 from mmzoo.datamodules.world.events import ACTIONS, Event, WorldConfig, keyed, make_events
 from mmzoo.datamodules.world.render import CHUNK, Renderer
-from mmzoo.errors import ConfigError, DataError
+from mmzoo.errors import ConfigError
 
 CATEGORIES = ACTIONS[:8]
 NUM_SUBJECTS = 4
@@ -49,13 +50,12 @@ def write_haxby_known(folder: Path, runs: int, *, seed: int = 0) -> str:
     return _write_people(folder, runs, world_subjects(), seed)
 
 
+@into_new_folder
 def _write_people(folder: Path, runs: int, people: Sequence[brain.Subject], seed: int) -> str:
     if runs < MIN_RUNS or runs % NUM_SUBJECTS:
         found, do = f"{runs} runs", f"Ask for {12 * NUM_SUBJECTS}, Haxby's twelve for each."
         expected = f"a multiple of {NUM_SUBJECTS}, at least {MIN_RUNS}"
         raise ConfigError.at("data make", found, expected, do)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
     shown, signals = _responses(WorldConfig(), people)
     each = runs // NUM_SUBJECTS
     for number, (person, signal) in enumerate(zip(people, signals, strict=True), start=1):

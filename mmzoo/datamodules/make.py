@@ -22,6 +22,7 @@ from mmzoo.datamodules import ntu, scan_files
 from mmzoo.datamodules.dense_make import write_nyud, write_pascal_context
 from mmzoo.datamodules.five_senses import EventSource, FiveSenses
 from mmzoo.datamodules.haxby_make import write_haxby, write_haxby_known
+from mmzoo.datamodules.new_folder import into_new_folder
 from mmzoo.datamodules.nuscenes.write import write_nuscenes
 from mmzoo.datamodules.scans import Event as Shown
 from mmzoo.datamodules.shapes_make import write_grounding, write_vqa
@@ -29,7 +30,7 @@ from mmzoo.datamodules.shard_write import write_shards
 from mmzoo.datamodules.split import SPLITS
 from mmzoo.datamodules.world import brain
 from mmzoo.datamodules.world.events import ACTIONS, ATTRIBUTES, Event
-from mmzoo.errors import ConfigError, DataError, close_matches
+from mmzoo.errors import ConfigError, close_matches
 
 MIN_SAMPLES = 12
 """Fewer would leave a split or a run empty."""
@@ -82,14 +83,12 @@ def make(kind: str, path: str, samples: int, *, seed: int = 0) -> str:
     return write_five_senses(Path(path), samples, Kind(kind), seed=seed)
 
 
+@into_new_folder
 def write_five_senses(folder: Path, samples: int, kind: Kind, *, seed: int = 0) -> str:
     """Write events of the world of that seed; three quarters train, an eighth each is validation and test."""
     if samples < MIN_SAMPLES:
         do = f"Ask for {MIN_SAMPLES}."
         raise ConfigError.at("data make", f"{samples} samples", f"at least {MIN_SAMPLES}", do)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mmzoo-") as cache:
         return WRITERS[kind](folder, see_events(samples, seed, Path(cache)))
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmzoo.errors import ConfigError, DataError
+from mmzoo.datamodules.new_folder import into_new_folder
+from mmzoo.errors import ConfigError
 
 MIN_SAMPLES = 8
 SIZE_PX = 64
@@ -64,6 +65,7 @@ class Shape:
         return self.left + self.side / 2, self.top + self.side / 2
 
 
+@into_new_folder
 def write_grounding(folder: Path, samples: int, *, seed: int = 0) -> str:
     """Write manifest.csv: picture, sentence, and the box x1, y1, x2, y2 of what it speaks of (pixels)."""
     rows: list[dict[str, object]] = []
@@ -80,6 +82,7 @@ def write_grounding(folder: Path, samples: int, *, seed: int = 0) -> str:
     return f"{len(rows)} rows in manifest.csv: a picture, a sentence and the box of what it speaks of"
 
 
+@into_new_folder
 def write_vqa(folder: Path, samples: int, *, seed: int = 0) -> str:
     """Write manifest.csv: picture, question, and answers with their scores."""
     rows: list[dict[str, object]] = []
@@ -179,8 +182,6 @@ def _rows(folder: Path, samples: int, seed: int) -> Iterator[tuple[str, str, np.
     if samples < MIN_SAMPLES:
         do = f"Ask for {MIN_SAMPLES}."
         raise ConfigError.at("data make", f"{samples} samples", f"at least {MIN_SAMPLES}", do)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
     (folder / "image").mkdir(parents=True, exist_ok=True)
     held = max(1, samples // 8)
     for number in range(samples):

@@ -14,6 +14,7 @@ from mmzoo.datamodules.base import DataModule
 from mmzoo.datamodules.captions import EvaluateOn, HasCaptions, PairSource
 from mmzoo.datamodules.faults import decoding
 from mmzoo.datamodules.files import ARRAYS, KIND_OF, extension
+from mmzoo.datamodules.new_folder import into_new_folder
 from mmzoo.datamodules.numbers import Numbers
 from mmzoo.datamodules.records import Label, Record, RecordSource, subject_in
 from mmzoo.datamodules.shard_format import Fields
@@ -67,6 +68,7 @@ def pack(source: Any, captions: EvaluateOn | None = None) -> Packed:
     return Packed(source, captions)
 
 
+@into_new_folder
 def pack_data(
     folder: Path, data: DataModule, *, per_shard: int = 1000, reads: Iterable[str] = ()
 ) -> dict[str, int]:
@@ -75,9 +77,8 @@ def pack_data(
     `reads` names the modalities of which a sample must have one to be packed; none: any will do.
     """
     captions = data.captions_shown if isinstance(data, HasCaptions) else None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
-    packed = {s: pack(data.source(s), captions) for s in SPLITS if data.info().counts.get(s)}
+    held = data.info().counts
+    packed = {split: pack(data.source(split), captions) for split in SPLITS if held.get(split)}
     counts: dict[str, int] = {}
     for split, samples in packed.items():
         own = dataclasses.replace(samples, reads=frozenset(reads))

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from mmzoo.datamodules.new_folder import into_new_folder
 from mmzoo.datamodules.nuscenes import sensors
 from mmzoo.datamodules.nuscenes.infos import CAMERAS
 from mmzoo.datamodules.world_driving.scene import BOX_CLASSES, Layout
-from mmzoo.errors import ConfigError, DataError
+from mmzoo.errors import ConfigError
 
 MIN_FRAMES = 4
 SIZE = (90, 160)
@@ -37,12 +38,11 @@ MOUNT_M = (0.94, 0.0, 1.84)
 Array = np.ndarray
 
 
+@into_new_folder
 def write_nuscenes(folder: Path, frames: int, *, seed: int = 0, size: tuple[int, int] = SIZE) -> str:
     """Write so many key frames, each of its own street, a quarter of them for val; say what was written."""
     if frames < MIN_FRAMES:
         raise ConfigError.at("data make", f"{frames} samples", f"at least {MIN_FRAMES}", "Ask for 8.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError.at(str(folder), "something is there already", "a new folder", "Choose another name.")
     for name in ("LIDAR_TOP", *CAMERAS):
         (folder / "samples" / name).mkdir(parents=True)
     for name in ("sweeps/LIDAR_TOP", "map", "maps/expansion"):
