@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.leave_recordings_out import ROTATIONS
+from benchmarks.leave_recordings_out import ROTATIONS, accuracy, held_out
 from mmzoo import recipe
 from mmzoo.checkpoints import cards
 from mmzoo.datamodules.haxby_make import write_haxby, write_haxby_known
@@ -73,12 +73,7 @@ def base(data: str, out: pathlib.Path) -> tuple[str, list[list[str]]]:
     if data == "mocap":
         return "mocap", [[]]
     if data == "rotations":
-        none = ["data.split.val_groups=[]", "data.split.val_share=0"]
-        tested = [json.dumps(groups).replace(" ", "") for groups in ROTATIONS]
-        return "mocap", [
-            [f"data.split.test_groups={groups}", f"data.split.seed={number}", *none]
-            for number, groups in enumerate(tested)
-        ]
+        return "mocap", [held_out(number) for number in range(len(ROTATIONS))]
     folder, write = (
         (out / "known_people", write_haxby_known)
         if data.startswith("known")
@@ -129,13 +124,6 @@ def measure(asked: argparse.Namespace, data: str, steps: int, seed: int) -> dict
     return found
 
 
-def accuracy(matrix: np.ndarray) -> Figures:
-    """Return mean-class and plain accuracy of a confusion matrix."""
-    hits, tested = matrix.diagonal(), matrix.sum(axis=1)
-    by_class = (hits / tested.clip(min=1))[tested > 0].mean()
-    return {"mean_class": float(by_class), "top1": float(hits.sum() / tested.sum())}
-
-
 def table(data: str, found: Mapping[int, Sequence[Mapping[str, Figures]]]) -> str:
     """Return the table in Markdown: budgets in columns, per cent, mean ± standard deviation over seeds."""
     columns = [(steps, figure) for steps in found for figure in FIGURES[data]]
@@ -165,6 +153,10 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("options", nargs="*", help="overrides for every run, e.g. learner.optim.lr=1e-3")
     asked = parser.parse_args()
+    if asked.split == "val" and "rotations" in asked.data:
+        parser.error(
+            "--split val: rotations have no validation part. Leave them out: --data mocap known people"
+        )
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for data in asked.data:
         found = {steps: [measure(asked, data, steps, seed) for seed in asked.seeds] for steps in asked.steps}

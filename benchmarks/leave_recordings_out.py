@@ -25,32 +25,35 @@ ROTATIONS = (
 """Recordings that are tested; hop has two recordings, so one of them is tested twice."""
 
 
+def held_out(number: int) -> list[str]:
+    """Return the overrides that hold out a rotation's recordings, and leave nothing for validation."""
+    groups = json.dumps(ROTATIONS[number]).replace(" ", "")
+    none = ["data.split.val_groups=[]", "data.split.val_share=0"]
+    return [f"data.split.test_groups={groups}", f"data.split.seed={number}", *none]
+
+
 def confusion(number: int, folder: Path, overrides: list[str]) -> tuple[list[str], np.ndarray]:
     """Train without a rotation's recordings; return the classes and the test set's confusion matrix."""
     where = folder / f"rotation_{number}"
-    groups = json.dumps(ROTATIONS[number]).replace(" ", "")
-    held = [f"data.split.test_groups={groups}", "data.split.val_groups=[]", "data.split.val_share=0"]
-    command = [
-        sys.executable,
-        "-m",
-        "mmzoo",
-        "train",
-        "mocap",
-        f"run_dir={where}",
-        f"data.split.seed={number}",
-    ]
+    command = [sys.executable, "-m", "mmzoo", "train", "mocap", f"run_dir={where}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, *held, *overrides], check=True, **quiet)
+    subprocess.run([*command, *held_out(number), *overrides], check=True, **quiet)
     subprocess.run([sys.executable, "-m", "mmzoo", "eval", str(where)], check=True, **quiet)
     found = json.loads((where / "eval.json").read_text())["test"]["matrices"]["classify/confusion"]
     return found["rows"], np.array(found["values"])
 
 
-def told(matrix: np.ndarray) -> str:
+def accuracy(matrix: np.ndarray) -> dict[str, float]:
     """Return mean-class and plain accuracy of a confusion matrix (rows: truth)."""
-    hits, rows = matrix.diagonal(), matrix.sum(1)
-    by_class = (hits / rows.clip(min=1))[rows > 0].mean()
-    return f"mean class {100 * by_class:5.1f} %   top-1 {100 * hits.sum() / rows.sum():5.1f} %"
+    hits, tested = matrix.diagonal(), matrix.sum(axis=1)
+    by_class = (hits / tested.clip(min=1))[tested > 0].mean()
+    return {"mean_class": float(by_class), "top1": float(hits.sum() / tested.sum())}
+
+
+def told(matrix: np.ndarray) -> str:
+    """Return the accuracies of a confusion matrix in words."""
+    found = accuracy(matrix)
+    return f"mean class {100 * found['mean_class']:5.1f} %   top-1 {100 * found['top1']:5.1f} %"
 
 
 def main() -> None:

@@ -208,6 +208,13 @@ def test_it_learns_two_streets():
         assert seen[-1][task] < 0.8 * seen[0][task], task
 
 
+def test_heat_maps_start_where_the_focal_loss_wants_them():
+    torch.manual_seed(0)
+    out = M3Net(options()).predict(torch.randn(2, 5, 12, 12), torch.randn(2, lidar_channels(WORLD), 12, 12))
+    for logits in (out.queries[BOXES].extra["heatmap"], out.boxes["heatmap"]):
+        assert (logits.sigmoid() - 0.1).abs().median() < 0.05
+
+
 def test_options_that_do_not_fit_are_told():
     with pytest.raises(ConfigError, match="expected some of boxes, map, occupancy"):
         options(tasks=["lanes"])

@@ -333,6 +333,8 @@ def test_text_is_written_and_cut_to_fit():
     assert (short != thumbnails.PAPER).any()
     assert (long[:, -3:] == thumbnails.PAPER).all()
     assert (long != thumbnails.PAPER).sum() > 4 * (short != thumbnails.PAPER).sum()
+    wide = np.asarray(thumbnails.words("WWWWWW " * 5 + "W" * 60))
+    assert (wide[:, -thumbnails.MARGIN :] == thumbnails.PAPER).all()
 
 
 def test_a_body_is_drawn_bone_by_bone_with_its_head_up():

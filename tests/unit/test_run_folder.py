@@ -126,6 +126,13 @@ def test_what_ran_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert env["cpu_count"] == os.cpu_count()
 
 
+def test_the_command_of_a_module_can_be_typed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/site-packages/mmzoo/__main__.py", "train", "demo"])
+    folder = RunFolder(tmp_path / "run")
+    folder.record({}, [])
+    assert (folder.path / "command.txt").read_text() == "python -m mmzoo train demo\n"
+
+
 def test_status_survives_and_a_broken_one_is_empty(tmp_path: Path):
     folder = RunFolder(tmp_path)
     folder.mark(Status.FINISHED, step=7)
