@@ -100,14 +100,23 @@ class OccupancyHead(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_classes: int, *, layers: int = 2, hidden: int = 1024, released: bool = False
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        num_heads: int = 8,
+        layers: int = 2,
+        hidden: int = 1024,
+        released: bool = False,
     ) -> None:
         """Take widths and depth."""
         super().__init__()
         self.released = released
         self.empty = nn.Parameter(torch.zeros(dim))
         nn.init.normal_(self.empty, std=0.02)
-        self.attention = nn.ModuleList(DeformableAttention(dim, axes=3) for _ in range(layers))
+        self.attention = nn.ModuleList(
+            DeformableAttention(dim, num_heads=num_heads, axes=3) for _ in range(layers)
+        )
         self.ffn = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)) for _ in range(layers)
         )

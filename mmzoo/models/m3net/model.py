@@ -204,7 +204,7 @@ class M3NetBody(nn.Module):
             self.voxel_position = PositionEmbedding(3, dim)
             self.occupancy_queries = OccupancyQueries(config.levels, config.pool)
             self.occupancy_head = OccupancyHead(
-                dim, config.occupancy_classes, hidden=config.hidden_dim, released=self.released
+                dim, config.occupancy_classes, **sizes, released=self.released
             )
 
     def forward(
