@@ -20,7 +20,7 @@ from mmzoo.layers.lift import frustum, lift, to_cells
 from mmzoo.layers.mafi import ChannelAttention, Mafi
 from mmzoo.models.m3net import losses as m3losses
 from mmzoo.models.m3net.geometry import area, clip, corners, iou_3d
-from mmzoo.models.m3net.grid import GridConfig
+from mmzoo.models.m3net.grid import GridConfig, MapSampling
 from mmzoo.models.m3net.heads import decode_boxes, encode_boxes
 from mmzoo.models.m3net.interop import from_head
 from mmzoo.models.m3net.losses import MatchConfig
@@ -206,6 +206,21 @@ def test_it_learns_two_streets():
         seen.append({k: float(v.detach()) for k, v in found.items()})
     for task in (BOXES, MAP, OCCUPANCY):
         assert seen[-1][task] < 0.8 * seen[0][task], task
+
+
+def test_the_map_is_sampled_at_its_cells_centres():
+    """A view that holds its cells' positions gives those of the map: interpolation is linear."""
+    metres = GRID.centres().T.reshape(1, 2, 12, 12) * GRID.cell_m - GRID.range_m
+    at = (torch.arange(10) + 0.5) * 4.0 - 20.0
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    torch.testing.assert_close(GRID.to_map(metres)[0], torch.stack([x, y]))
+    torch.testing.assert_close(
+        GRID.map_centres() * GRID.cell_m - GRID.range_m, torch.stack([x, y], dim=-1).reshape(-1, 2)
+    )
+    released = GRID.map_centres(MapSampling.RELEASED) * GRID.cell_m - GRID.range_m
+    torch.testing.assert_close(released[0], torch.tensor([-20.0, -20.0]) * 11 / 12)
+    whole = GridConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=24.0)
+    assert whole.to_map(torch.ones(1, 1, 12, 12)).min() == 1.0
 
 
 def test_heat_maps_start_where_the_focal_loss_wants_them():

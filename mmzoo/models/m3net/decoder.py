@@ -64,16 +64,18 @@ class DecoderLayer(nn.Module):
         memory: Float[Tensor, "b n d"],
         queries: Mapping[str, tuple[Tensor, Tensor, Tensor]],
         size: tuple[int, int],
-    ) -> dict[str, Float[Tensor, "b q d"]]:
-        """Return each task's queries (given as query, embedding, reference) after reading the memory."""
+    ) -> tuple[dict[str, Float[Tensor, "b q d"]], dict[str, Float[Tensor, "b n d"]]]:
+        """Return each task's queries (given as query, embedding, reference) after reading the memory, and the
+        gates they read it through."""
+        gates = {task: self.scaling.gate(memory, task) for task in queries}
         seen = [
-            self.cross_attention(q + where, at, self.scaling(memory, task).transpose(1, 2).unflatten(2, size))
+            self.cross_attention(q + where, at, (memory * gates[task]).transpose(1, 2).unflatten(2, size))
             for task, (q, where, at) in queries.items()
         ]
         joined = self.query_norm1(concatenate([q for q, _, _ in queries.values()]) + concatenate(seen))
         joined = self.query_norm2(joined + self.query_ffn(joined))
         pieces = joined.split([q.shape[1] for q, _, _ in queries.values()], dim=1)
-        return dict(zip(queries, pieces, strict=True))
+        return dict(zip(queries, pieces, strict=True)), gates
 
 
 class SharedDecoder(nn.Module):
@@ -125,6 +127,6 @@ class SharedDecoder(nn.Module):
                 t: (found[t], q.embedding + self.level_embedding, q.positions / grid.cells)
                 for t, q in queries.items()
             }
-            found = layer.read(memory, given, size) if given else found
-            gates = {task: layer.scaling.gate(memory, task) for task in queries}
+            if given:
+                found, gates = layer.read(memory, given, size)
         return Decoded(found, memory.transpose(1, 2).unflatten(2, size), source, gates)

@@ -1,8 +1,9 @@
 """Names of the released M3Net (Cedarch/M3Net, Apache-2.0) and ours, side by side.
 
-What `compat=m3net` keeps of the release: one channel attention for both of MAFI's maps; the map's features
-with x first; box cells that blank map cells of the same number; x and y swapped, and references divided
-twice, in the occupancy volume. Its parameters without effect are dropped (`UNUSED`).
+What `compat=m3net` keeps of the release: one channel attention for both of MAFI's maps; the map sampled at
+its cells' lower edges, on a view stretched to its outer centres (`MapSampling`); the map's features with x
+first; box cells that blank map cells of the same number; x and y swapped, and references divided twice, in
+the occupancy volume. Its parameters without effect are dropped (`UNUSED`).
 """
 
 from __future__ import annotations

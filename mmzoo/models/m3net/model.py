@@ -16,6 +16,7 @@ from mmzoo.layers.mafi import ChannelAttention, Mafi, PlainFusion
 from mmzoo.models.base import JOINT, Stage, TaskModel, check_tasks
 from mmzoo.models.finetune.prepare import prepare
 from mmzoo.models.m3net.decoder import Decoded, SharedDecoder
+from mmzoo.models.m3net.grid import MapSampling
 from mmzoo.models.m3net.heads import BoxHead, MapHead, OccupancyHead, decode_boxes, score_boxes
 from mmzoo.models.m3net.options import (
     BOXES,
@@ -183,6 +184,7 @@ class M3NetBody(nn.Module):
         super().__init__()
         self.config, dim = config, config.dim
         self.released = config.compat is Compat.M3NET
+        self.sampling = MapSampling.RELEASED if self.released else MapSampling.CENTRE
         self.shared = nn.Conv2d(channels, dim, 3, padding=1)
         self.key_position = PositionEmbedding(2, dim)
         sizes = {"hidden": config.hidden_dim, "num_heads": config.num_heads}
@@ -197,7 +199,9 @@ class M3NetBody(nn.Module):
             self.box_queries = BoxQueries(dim, config.num_classes, config.num_boxes, small)
             self.box_head = BoxHead(dim, config.num_classes)
         if has(MAP):
-            self.map_queries = MapQueries(dim, config.map_classes, config.stripes, config.num_heads)
+            self.map_queries = MapQueries(
+                dim, config.map_classes, config.stripes, config.num_heads, self.sampling
+            )
             self.map_project = nn.Conv2d(dim, dim, 1)
             self.map_head = MapHead(dim, config.stripes)
         if has(OCCUPANCY):
@@ -249,7 +253,8 @@ class M3NetBody(nn.Module):
         compat(m3net): the released decoder leaves the first axis x, which the labels do not.
         """
         gate = decoded.gates[MAP].transpose(1, 2).unflatten(2, decoded.memory.shape[2:])
-        found = self.config.grid.to_map(self.map_project(decoded.memory + decoded.source) * gate)
+        features = self.map_project(decoded.memory + decoded.source) * gate
+        found = self.config.grid.to_map(features, self.sampling)
         return found.transpose(2, 3) if self.released else found
 
     def _boxes(self, queries: Queries, decoded: Decoded) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from mmzoo.models.m3net.grid import GridConfig
+from mmzoo.models.m3net.grid import GridConfig, MapSampling
 from mmzoo.models.m3net.parts import Mlp, PositionEmbedding, SetAttention, conv_block, take
 
 
@@ -81,10 +81,17 @@ class MapQueries(nn.Module):
     attention across stripes, then across classes, plus the class embedding. Order: stripe by stripe.
     """
 
-    def __init__(self, dim: int, num_classes: int, stripes: int, num_heads: int) -> None:
-        """Take the counts."""
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        stripes: int,
+        num_heads: int,
+        sampling: MapSampling = MapSampling.CENTRE,
+    ) -> None:
+        """Take the counts, and where the view is sampled."""
         super().__init__()
-        self.stripes, self.num_classes = stripes, num_classes
+        self.stripes, self.num_classes, self.sampling = stripes, num_classes, sampling
         self.pixel = Mlp(dim, dim, dim, dim)
         self.embedding = nn.Embedding(num_classes, dim)
         self.across_stripes, self.across_classes = SetAttention(dim, num_heads), SetAttention(dim, num_heads)
@@ -98,7 +105,7 @@ class MapQueries(nn.Module):
     ) -> Queries:
         """Find the arg-max cells; `blank` names map cells to leave out."""
         b = len(u)
-        pixels = grid.to_map(self.pixel(u.movedim(1, -1)).movedim(-1, 1))
+        pixels = grid.to_map(self.pixel(u.movedim(1, -1)).movedim(-1, 1), self.sampling)
         logits = torch.einsum("bdhw,kd->bkhw", pixels, self.embedding.weight)
         scores = logits.detach().sigmoid().flatten(2)
         if blank is not None:
@@ -108,8 +115,8 @@ class MapQueries(nn.Module):
         stride = grid.map_cells // self.stripes * grid.map_cells
         start = torch.arange(self.stripes, device=u.device) * stride
         cells = (within + start[None, :, None]).flatten(1)
-        positions = grid.map_centres().to(u)[cells]
-        features = take(grid.to_map(u).flatten(2).transpose(1, 2), cells)
+        positions = grid.map_centres(self.sampling).to(u)[cells]
+        features = take(grid.to_map(u, self.sampling).flatten(2).transpose(1, 2), cells)
         where = embed(positions)
         features = self._exchange(features, where) + self.embedding.weight.repeat(self.stripes, 1)[None]
         extra = {"pixels": pixels, "logits": logits, "within": within}

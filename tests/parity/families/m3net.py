@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmzoo.layers.mafi import ChannelAttention, Mafi
 from mmzoo.models.m3net.decoder import DecoderLayer, SharedDecoder
-from mmzoo.models.m3net.grid import GridConfig
+from mmzoo.models.m3net.grid import GridConfig, MapSampling
 from mmzoo.models.m3net.heads import ATTRIBUTES
 from mmzoo.models.m3net.interop import from_decoder, from_head, from_mafi
 from mmzoo.models.m3net.model import M3NetBody
@@ -87,7 +87,8 @@ def _decoder(golden: Golden) -> dict[str, Tensor]:
     conv = nn.Conv2d(decoded.memory.shape[1], decoded.memory.shape[1], 1)
     conv.load_state_dict({k: state[f"map_features.conv.{k}"] for k in ("weight", "bias")})
     gate = decoded.gates[MAP].transpose(1, 2).unflatten(2, decoded.memory.shape[2:])
-    maps = grid.to_map(conv(decoded.memory + decoded.source) * gate).transpose(2, 3)
+    features = conv(decoded.memory + decoded.source) * gate
+    maps = grid.to_map(features, MapSampling.RELEASED).transpose(2, 3)
     found = {
         "out/query": torch.cat([decoded.queries[t] for t in sizes], dim=1),
         "out/memory": decoded.memory,
