@@ -83,8 +83,9 @@ class TaskReader(nn.Module):
             seen, recalled = seen.mean((2, 3), keepdim=True), recalled.mean((2, 3), keepdim=True)
         logits = self.gate(torch.cat([seen, recalled], 1))
         if self.config.top_k:
-            least = logits.topk(self.config.top_k, dim=1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+            kept = logits.topk(self.config.top_k, dim=1).indices
+            left = torch.ones_like(logits, dtype=torch.bool).scatter(1, kept, value=False)
+            logits = logits.masked_fill(left, -torch.inf)
         return logits.softmax(1)
 
     def forward(

@@ -73,9 +73,14 @@ class NuScenesBoxes(SceneMetric):
             right = [boxes[boxes[:, 9] == kind] for boxes in true]
             precisions.append([precision_at(mine, right, d) for d in DISTANCES_M])
             errors.append(errors_at(mine, right, name))
-        mean, each = float(np.mean(precisions)), np.nanmean(np.array(errors), axis=0)
-        nds = (5 * mean + float((1 - np.minimum(each, 1)).sum())) / (5 + len(ERRORS))
-        return {"mAP": mean, "NDS4": nds, **dict(zip(ERRORS, map(float, each), strict=True))}
+        mean, of_class = float(np.mean(precisions)), np.array(errors)
+        means = {  # an error that means nothing for any of the classes is left out
+            name: float(column[~np.isnan(column)].mean())
+            for name, column in zip(ERRORS, of_class.T, strict=True)
+            if not np.isnan(column).all()
+        }
+        nds = (5 * mean + sum(1 - min(1.0, error) for error in means.values())) / (5 + len(means))
+        return {"mAP": mean, "NDS4": nds, **means}
 
 
 def precision_at(found: Sequence[Array], true: Sequence[Array], within_m: float) -> float:

@@ -200,7 +200,8 @@ class Saliency(DenseMetric):
     of p >= t over all pixels of the set, best over t. invpt: the same of sigmoid(p) >= t, hence with five
     distinct operating points (everything, and p >= 0.2007, 0.4055, 0.6190, 0.8473). miou: IoU of each image,
     mean over images, best over t; 1 where neither has a salient pixel.
-    Ref: invpt: InvPT, TaskPrompter, MLoRE; maxf: MTDP_Lib, PRISM; miou: ASTMT, MTLoRA.
+    Ref: invpt: InvPT, TaskPrompter, MLoRE; maxf: MTDP_Lib, PRISM; miou: MTDP_Lib, after ASTMT, whose own code
+    tries t = 0.2 … 0.9 only: the best is the same unless predictions are badly calibrated.
     """
 
     @dataclass(kw_only=True)

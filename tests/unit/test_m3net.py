@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmzoo import registry
-from mmzoo.batch import IGNORE, Batch, Item, ModalityInput, Target
+from mmzoo.batch import IGNORE, Batch, DataInfo, Item, ModalityInput, Target
 from mmzoo.datamodules.world_driving.scene import DRIVABLE, NUM_VOXEL_CLASSES
 from mmzoo.datamodules.world_driving.views import DrivingConfig, Scenes, lidar_channels, scenes
 from mmzoo.errors import CheckpointError, ConfigError
@@ -26,6 +26,8 @@ from mmzoo.models.m3net.interop import from_head
 from mmzoo.models.m3net.losses import MatchConfig
 from mmzoo.models.m3net.model import M3Net
 from mmzoo.models.m3net.options import BOXES, MAP, OCCUPANCY, Compat, Fusion, M3NetConfig
+from mmzoo.models.m3net.parts import PositionEmbedding
+from mmzoo.models.m3net.queries import OccupancyQueries
 
 WORLD = DrivingConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=20.0, levels=3, camera_channels=5)
 GRID = GridConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=20.0)
@@ -220,7 +222,37 @@ def test_the_map_is_sampled_at_its_cells_centres():
     released = GRID.map_centres(MapSampling.RELEASED) * GRID.cell_m - GRID.range_m
     torch.testing.assert_close(released[0], torch.tensor([-20.0, -20.0]) * 11 / 12)
     whole = GridConfig(cells=12, range_m=24.0, map_cells=10, map_range_m=24.0)
-    assert whole.to_map(torch.ones(1, 1, 12, 12)).min() == 1.0
+    torch.testing.assert_close(whole.to_map(torch.ones(1, 1, 12, 12)), torch.ones(1, 1, 10, 10))
+
+
+def test_small_classes_follow_the_datas_names():
+    config = options(targets={BOXES: "boxes"})
+    few = M3Net.resolve(config, DataInfo({"boxes": ("van", "pedestrian", "cow")}))
+    assert (few.num_classes, few.small_classes) == (3, [1])
+    M3Net(few)
+    assert M3Net.resolve(config, DataInfo({})).small_classes == [8, 9]
+    with pytest.raises(ConfigError, match=r"small_classes: \[7\]; expected classes 0 to 2"):
+        M3Net.resolve(
+            options(targets={BOXES: "boxes"}, small_classes=[7]), DataInfo({"boxes": ("a", "b", "c")})
+        )
+
+
+def test_padded_voxels_leave_the_statistics_alone():
+    """Scenes of few and many occupied voxels: what fills the short row up counts for nothing."""
+    queries, embed = OccupancyQueries(3, 1), PositionEmbedding(3, 8)
+    occupied = torch.zeros(2, 3, 12, 12, dtype=torch.bool)
+    occupied[0, 0, 0, 0] = True
+    occupied[1, 1, 4] = True
+    seen: list[int] = []
+    embed.norm.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    queries(torch.zeros(2, 8, 12, 12), embed, occupied)
+    queries(torch.zeros(2, 8, 12, 12), embed, torch.zeros_like(occupied))
+    assert seen == [13, 2]
+    embed.eval()
+    alone = [queries(torch.zeros(1, 8, 12, 12), embed, row[None]).embedding[0] for row in occupied]
+    together = queries(torch.zeros(2, 8, 12, 12), embed, occupied).embedding
+    torch.testing.assert_close(together[0, :1], alone[0])
+    torch.testing.assert_close(together[1], alone[1])
 
 
 def test_heat_maps_start_where_the_focal_loss_wants_them():
@@ -233,6 +265,11 @@ def test_heat_maps_start_where_the_focal_loss_wants_them():
 def test_options_that_do_not_fit_are_told():
     with pytest.raises(ConfigError, match="expected some of boxes, map, occupancy"):
         options(tasks=["lanes"])
+    for name in ("stripes", "layers", "pool", "num_boxes", "dim"):
+        with pytest.raises(ConfigError, match=f"{name}: 0; expected 1 or more. Leave it out"):
+            options(**{name: 0})
+    with pytest.raises(ConfigError, match=r"small_classes: \[12\]; expected classes 0 to 9"):
+        options(small_classes=[12])
     with pytest.raises(ConfigError, match=r"3 stripes of 10 rows; expected a divisor"):
         options(stripes=3)
     with pytest.raises(ConfigError, match="a multiple of num_heads"):

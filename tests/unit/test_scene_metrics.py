@@ -78,6 +78,10 @@ def test_perfect_boxes_score_full_marks_and_errors_are_told(generator: torch.Gen
     elsewhere[:, 10] = 7
     assert figures(metric, elsewhere[None], [truth])["NDS4"] == 0
     assert figures(metric, elsewhere[None], [truth[:0]]) == {}
+    cones = torch.stack([box(x=5.0 * i, kind=1) for i in range(3)])
+    alone = figures(metric, detections(cones, generator)[None], [cones], ("car", "traffic_cone"))
+    assert (alone["mAP"], alone["NDS4"]) == pytest.approx((1, 1))  # cones have neither a heading nor a motion
+    assert not {"AOE_rad", "AVE_m_s"} & set(alone)
 
 
 def test_errors_that_mean_nothing_for_a_class_are_left_out(generator: torch.Generator):

@@ -151,7 +151,11 @@ def match(
     far = torch.cdist(boxes[:, :2], wanted[:, :2], p=1) / (2 * grid.range_m)
     overlap = iou_3d(boxes.double().cpu().numpy(), wanted.double().cpu().numpy())
     cost = (config.cost_class * (hit - miss) + config.cost_centre * far).double().cpu().numpy()
-    rows, columns = linear_sum_assignment(cost - config.cost_iou * overlap)
+    cost = cost - config.cost_iou * overlap
+    if not np.isfinite(cost).all():
+        found, expected = "predictions that are not finite", "finite ones"
+        raise ConfigError.at("boxes", found, expected, "Training diverged: lower learner.optim.lr.")
+    rows, columns = linear_sum_assignment(cost)
     return torch.from_numpy(rows).to(logits.device), torch.from_numpy(columns).to(logits.device)
 
 

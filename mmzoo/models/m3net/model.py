@@ -26,6 +26,7 @@ from mmzoo.models.m3net.options import (
     MAP,
     OCCUPANCY,
     OCCUPIED,
+    SMALL_CLASSES,
     Compat,
     Fusion,
     M3NetConfig,
@@ -123,9 +124,13 @@ class M3Net(TaskModel):
 
     @classmethod
     def resolve(cls, config: M3NetConfig, info: DataInfo) -> M3NetConfig:
-        """Take the numbers of classes from the data."""
+        """Take the numbers of classes from the data, and which are small where those are not nuScenes'."""
         known = {task: info.labels[t] for task, t in config.targets.items() if t in info.labels}
-        return dataclasses.replace(config, **{CLASSES[task][0]: len(names) for task, names in known.items()})
+        found: dict[str, Any] = {CLASSES[task][0]: len(names) for task, names in known.items()}
+        default, names = M3NetConfig(), known.get(BOXES, ())
+        if config.small_classes == default.small_classes and len(names) != default.num_classes and names:
+            found["small_classes"] = [number for number, name in enumerate(names) if name in SMALL_CLASSES]
+        return dataclasses.replace(config, **found)
 
     def stages(self) -> tuple[Stage, ...]:
         """Return fusion, neck and body."""

@@ -106,6 +106,15 @@ CLASSES: dict[str, tuple[str, type[OwnHead]]] = {
 """Task -> the option that counts its classes, and its head."""
 
 
+COUNTS = (
+    *("camera_channels", "lidar_channels", "neck_channels", "dim", "num_heads", "layers", "hidden_dim"),
+    *("num_boxes", "num_classes", "map_classes", "stripes", "occupancy_classes", "levels", "pool"),
+)
+"""Options that count something there must be one of."""
+SMALL_CLASSES = ("pedestrian", "traffic_cone")
+"""Box classes of nuScenes that may fill one cell."""
+
+
 @dataclass(kw_only=True)
 class M3NetConfig(ModelConfig):
     """Sizes and choices; the defaults are the paper's."""
@@ -133,7 +142,8 @@ class M3NetConfig(ModelConfig):
     num_classes: int = 10
     """classes of boxes; set by the data where there are some"""
     small_classes: list[int] = field(default_factory=lambda: [8, 9])
-    """box classes that may fill one cell (pedestrian, cone)"""
+    """numbers of the box classes that may fill one cell; data whose classes are not nuScenes' ten set those
+    that they call pedestrian or traffic_cone"""
     map_classes: int = 6
     """classes of the map, which may overlap; set by the data where there are some"""
     stripes: int = 5
@@ -162,6 +172,13 @@ class M3NetConfig(ModelConfig):
             raise ConfigError.at(
                 "tasks", str(self.tasks), f"some of {', '.join(TASKS)}", "Name at least one."
             )
+        for name in COUNTS:
+            if (count := getattr(self, name)) < 1:
+                raise ConfigError.at(name, str(count), "1 or more", "Leave it out for M3Net's own.")
+        if any(not 0 <= kind < self.num_classes for kind in self.small_classes):
+            expected = f"classes 0 to {self.num_classes - 1}"
+            do = "Number box classes as the data do; [] for none."
+            raise ConfigError.at("small_classes", str(self.small_classes), expected, do)
         if self.dim % self.num_heads:
             found = f"dim {self.dim} with {self.num_heads} heads"
             raise ConfigError.at("dim", found, "a multiple of num_heads", "Change one of them.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from mmzoo.models.m3net.grid import GridConfig, MapSampling
@@ -152,7 +152,7 @@ class OccupancyQueries(nn.Module):
         Shape: occupied (b z y x) bool.
         """
         b, _, h, w = u.shape
-        owner, index = self._all(b, h, w) if occupied is None else _listed(occupied)
+        owner, index, real = self._all(b, h, w) if occupied is None else _listed(occupied)
         owner, index = owner.to(u.device), index.to(u.device)
         z, cell = index // (h * w), index % (h * w)
         x, y = cell % w + 0.5, cell // w + 0.5
@@ -162,9 +162,9 @@ class OccupancyQueries(nn.Module):
             pooled = F.avg_pool2d(u, self.pool, ceil_mode=True)
             pooled = F.interpolate(pooled, scale_factor=float(self.pool), mode="nearest")[..., :h, :w]
         features = take(pooled.flatten(2).transpose(1, 2), cell)
-        return Queries(features, embed(xyz), xyz[..., :2], {"owner": owner})
+        return Queries(features, _embedded(embed, xyz, real), xyz[..., :2], {"owner": owner})
 
-    def _all(self, b: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    def _all(self, b: int, h: int, w: int) -> tuple[Tensor, Tensor, None]:
         step = self.pool
         rows, columns = -(-h // step), -(-w // step)
         z, y, x = torch.meshgrid(torch.arange(self.levels), torch.arange(h), torch.arange(w), indexing="ij")
@@ -173,11 +173,24 @@ class OccupancyQueries(nn.Module):
         middle_x = (torch.arange(columns) * step + step // 2).clamp(max=w - 1)
         qz, qy, qx = torch.meshgrid(torch.arange(self.levels), middle_y, middle_x, indexing="ij")
         index = (qz * h + qy) * w + qx
-        return owner.reshape(1, -1).expand(b, -1), index.reshape(1, -1).expand(b, -1)
+        return owner.reshape(1, -1).expand(b, -1), index.reshape(1, -1).expand(b, -1), None
 
 
-def _listed(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the voxels that hold something; rows with fewer than the longest are filled with voxel 0's.
+def _embedded(
+    embed: PositionEmbedding, xyz: Float[Tensor, "b q 3"], real: Bool[Tensor, "b q"] | None
+) -> Float[Tensor, "b q d"]:
+    """Embed the rows that are real, so that what fills a batch up is not in the norm's statistics; the others
+    are zero. With fewer than two real rows, of which a norm in training can say nothing, all are embedded."""
+    count = xyz[..., 0].numel() if real is None else int(real.sum())
+    if real is None or count < 2 or count == real.numel():
+        return embed(xyz)
+    found = embed(xyz[real][None])[0]
+    return found.new_zeros((*real.shape, found.shape[1])).masked_scatter(real[..., None], found)
+
+
+def _listed(occupied: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Number the voxels that hold something; rows with fewer than the longest are filled up, and which are
+    real is told.
 
     On the meta device, where nobody knows which those are, all are taken to.
     """
@@ -187,4 +200,5 @@ def _listed(occupied: Tensor) -> tuple[Tensor, Tensor]:
     index = order[:, : max(1, longest)]
     numbers = torch.arange(index.shape[1], device=flat.device).expand_as(index)
     owner = torch.full(flat.shape, -1, dtype=torch.int64, device=flat.device).scatter(1, index, numbers)
-    return torch.where(flat, owner, -1), index
+    real = None if flat.is_meta else numbers < flat.sum(dim=1, keepdim=True)
+    return torch.where(flat, owner, -1), index, real
