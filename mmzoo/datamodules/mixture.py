@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mmzoo import schema
@@ -52,6 +52,8 @@ LabelKind = DenseKind | NumericKind | SceneKind
 """What a label is that is no class."""
 ANNEALED_TO = 0.2
 """Power of a set's size where annealing ends."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples modulo 1 fill the unit interval evenly from the first few on."""
 
 
 class Targets(str, Enum):
@@ -289,26 +291,32 @@ class Mixed:
         at = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[at].get(index - int(self.ends[at]) + self.sizes[at], generator)
 
-    def counts(self, epoch: int = 0, unit: int = 1) -> list[int]:
+    def counts(self, epoch: int = 0, unit: int = 1, offset: float | None = None) -> list[int]:
         """Return how many samples of each set an epoch draws, in whole units where asked.
 
-        Math: largest remainders of total * p; less than one unit in all makes one unit.
+        Why: shares of a unit add up over epochs, so that a set too small for a unit an epoch has its turn.
+        Math: set i has as many units as points u, u + 1, u + 2, … lie in [c_{i-1}, c_i), c the running sum of
+        total * p, u = epoch * golden ratio modulo 1 unless given; less than one unit in all makes one unit.
+        Ref: systematic sampling, Madow & Madow 1944.
         """
+        ends = np.cumsum(self._exact(epoch, unit))
+        marks = np.ceil(np.round(ends, 6) - (epoch * GOLDEN % 1.0 if offset is None else offset))
+        return (np.diff(marks, prepend=0.0).astype(int) * unit).tolist()
+
+    def _exact(self, epoch: int, unit: int) -> Float[np.ndarray, " sets"]:
+        """Return each set's share of an epoch, in units."""
         total = max(1, (self.config.epoch_samples or len(self)) // unit)
         power = self._power(epoch)
         weights = [self.config.weights.get(part.name, 1.0) for part in self.parts]
         wanted = np.array([w * float(n) ** power for w, n in zip(weights, self.sizes, strict=True)])
         if not wanted.sum():
             raise ConfigError.at("weights", "all sets have 0", "one above 0", "Give a set a weight.")
-        exact = total * wanted / wanted.sum()
-        counts = np.floor(exact).astype(int)
-        for at in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
-            counts[at] += 1
-        return (counts * unit).tolist()
+        return total * wanted / wanted.sum()
 
     def order(self, generator: torch.Generator) -> Int[Tensor, " n"]:
-        """Return the first epoch's order (for a mixture within another)."""
-        return self.order_at(0, generator)
+        """Return an order with the first epoch's shares (for a mixture within another, which goes through it
+        more or less than once an epoch)."""
+        return self._order(0, float(torch.rand((), generator=generator)), generator)
 
     def order_at(self, epoch: int, generator: torch.Generator) -> Int[Tensor, " n"]:
         """Return one epoch: each set's samples shuffled round after round, spread evenly over the epoch.
@@ -316,11 +324,14 @@ class Mixed:
         Where a batch holds one set, what is spread are blocks of as many samples as all ranks' batches hold
         together (`order.train_draws` then gives every rank its share of each block).
         """
+        return self._order(epoch, None, generator)
+
+    def _order(self, epoch: int, offset: float | None, generator: torch.Generator) -> Int[Tensor, " n"]:
         whole = self.config.batches is Batches.ONE_SET
         unit = self.config.loader.batch_size * Rank.current().world if whole else 1
         indices: list[Tensor] = []
         times: list[Tensor] = []
-        for at, samples in enumerate(self.counts(epoch, unit)):
+        for at, samples in enumerate(self.counts(epoch, unit, offset)):
             start, count = int(self.ends[at]) - self.sizes[at], samples // unit
             indices.append((start + rounds(self.parts[at].source, samples, generator)).reshape(count, unit))
             place = torch.arange(count, dtype=torch.float64)

@@ -103,6 +103,33 @@ def test_annealing_goes_from_proportional_towards_uniform(
     assert shares[0] > shares[1] > shares[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "unit"),
+    [({"sampling": "proportional"}, 16), ({"sampling": "uniform", "weights": {"small": 0.01}}, 1)],
+)
+def test_a_set_too_small_for_an_epoch_has_its_turn_over_several(
+    options: dict[str, object], unit: int, tmp_path: pathlib.Path, preprocesses: Reads
+) -> None:
+    source = mixture(tmp_path, preprocesses, epoch_samples=10 * unit, **options).source("train")
+    epochs = 400
+    counts = torch.tensor([source.counts(epoch, unit) for epoch in range(epochs)])
+    assert counts.sum(dim=1).tolist() == [10 * unit] * epochs
+    exact = {16: (8.0, 32.0, 128.0), 1: (0.01, 1.0, 1.0)}[unit]
+    wanted = torch.tensor(exact) / sum(exact) * 10 * unit
+    assert bool((counts - wanted).abs().lt(unit).all())
+    total = counts.cumsum(dim=0) - wanted * torch.arange(1, epochs + 1)[:, None]
+    assert float(total.abs().max()) < 3 * unit
+    assert int(counts[:, 0].count_nonzero()) > 15
+
+
+def test_a_mixture_within_another_gives_small_sets_their_turn(
+    tmp_path: pathlib.Path, preprocesses: Reads
+) -> None:
+    source = mixture(tmp_path, preprocesses, batches="one_set").source("train")
+    drawn = sum(int((source.order(torch.Generator().manual_seed(s)) < 8).sum()) for s in range(200))
+    assert drawn == pytest.approx(200 * 160 * 8 / 168, rel=0.2)
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "round_robin", "temperature"])
 def test_batches_of_one_set_are_the_same_set_on_every_rank(
     sampling: str, tmp_path: pathlib.Path, preprocesses: Reads, monkeypatch: pytest.MonkeyPatch
