@@ -32,6 +32,8 @@ class GateWeights(str, Enum):
     """their probabilities divided by their sum, which is the softmax over the chosen logits"""
     FULL = "full"
     """their probabilities among all experts"""
+    STRAIGHT_THROUGH = "straight_through"
+    """the values of renormalised, the gradient of full over their sum: trains the router with top_k 1 too"""
 
 
 class Noise(str, Enum):
@@ -110,7 +112,8 @@ def route(
     """Choose the top_k experts of each token. noise: standard normal, times `noise_std` it is added.
 
     Math: p = softmax(clean + noise_std * noise) + prob_offset, in float32 whatever the precision of the
-    tokens; T the top_k largest; weights p_T (full) or p_T / sum p_T (renormalised).
+    tokens; T the top_k largest; weights p_T (full) or p_T / sum p_T (renormalised), the sum a constant for
+    the gradient under straight_through.
     """
     clean = clean_te.float()
     logits = clean if noise_std_te is None or noise_te is None else clean + noise_te * noise_std_te
@@ -118,8 +121,9 @@ def route(
     if config.prob_offset:
         probs = probs + config.prob_offset
     weights, experts = probs.topk(config.chosen, dim=1)
-    if config.weights is GateWeights.RENORMALISED:
-        weights = weights / weights.sum(1, keepdim=True)
+    if config.weights is not GateWeights.FULL:
+        total = weights.sum(1, keepdim=True)
+        weights = weights / (total if config.weights is GateWeights.RENORMALISED else total.detach())
     return Routing(experts, weights, probs, logits, clean, noise_std_te)
 
 
@@ -141,9 +145,25 @@ class Router(nn.Module, schema.Configurable):
         self.config, self.dim, self.num_experts = config, dim, num_experts
         self.modalities, self.tasks = modalities, tasks
         self.make()
+        self._check_weights()
 
     def make(self) -> None:
         """Make the weights, if there are any, from what the constructor kept."""
+
+    @property
+    def num_choices(self) -> int:
+        """Return the largest number of experts that a token chooses among."""
+        return self.num_experts
+
+    def _check_weights(self) -> None:
+        """Refuse a choice that no task loss could train: of one expert, whose weight p / p is always 1."""
+        options = self.config
+        if not isinstance(options, TopKConfig) or self.num_choices == 1:
+            return
+        if options.chosen == 1 and options.weights is GateWeights.RENORMALISED:
+            found = "renormalised with top_k 1, a weight of 1 whatever the router says"
+            expected = "full or straight_through, which train the router"
+            raise ConfigError.at("router.weights", found, expected, "Set router.weights=full.")
 
     def forward(self, x: Float[Tensor, "t d"], *, seq: SeqInfo, ctx: MixerContext) -> Routing:
         """Decide."""

@@ -157,6 +157,11 @@ class ModalityRouter(Router):
         logits = self.gate.logits(x).masked_fill(torch.cat(rows), -torch.inf)
         return decide(logits, self.gate.noise_std(x) if ctx.training else None, self.config, ctx)
 
+    @property
+    def num_choices(self) -> int:
+        """Return the largest number of experts that a modality may use."""
+        return max(map(len, self.allowed.values()))
+
     def _mask(self, device: torch.device) -> Bool[Tensor, "m e"]:
         """Return True where a modality may not use an expert."""
         if device not in self._forbidden:

@@ -9,10 +9,10 @@ import torch
 
 from mmzoo import registry, schema
 from mmzoo.batch import TokenSequence
-from mmzoo.trunk.balance import BalanceConfig, balance
+from mmzoo.errors import ConfigError
 from mmzoo.trunk.base import MixerContext
 from mmzoo.trunk.packing import Packed, pack
-from mmzoo.trunk.router import Router, Routing
+from mmzoo.trunk.router import GateWeights, Router, Routing
 from mmzoo.trunk.trunk import Trunk
 
 DIM, EXPERTS = 16, 6
@@ -61,9 +61,7 @@ def test_choices_are_distinct_experts_with_weights(key: str):
 def test_every_parameter_gets_a_gradient_through_weights(key: str):
     router = build(key)
     found = route(router, buffer(), training=True)
-    loss = (found.weights_tk * torch.randn(found.weights_tk.shape)).sum()
-    loss = loss + sum(balance(found, buffer().seq, BalanceConfig()).values())
-    loss.backward()
+    (found.weights_tk * torch.randn(found.weights_tk.shape)).sum().backward()
     lacking = [n for n, p in router.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert lacking == (["gates.find.weight"] if key == "task_topk" else [])  # the other task ran
 
@@ -125,3 +123,20 @@ def test_recomputed_blocks_give_the_same_gradients(key: str, mode: str):
     for a, b in zip(*gradients, strict=True):
         assert (a is None) == (b is None)
         assert a is None or torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", [key for key in ROWS if key != "soft"])
+def test_one_expert_a_token_needs_weights_that_train_the_router(key: str):
+    """Renormalised they are p / p = 1; full and straight-through ones carry the gradient of p."""
+    options = registry.find("routers", key).Config
+    sizes: dict[str, Any] = {"dim": DIM, "modalities": NAMES, "tasks": TASKS}
+    said = "router.weights: renormalised with top_k 1, a weight of 1 whatever the router says; expected full"
+    with pytest.raises(ConfigError, match=said):
+        options(top_k=1).build(num_experts=EXPERTS, **sizes)
+    for weights in ("full", "straight_through"):
+        router = options(top_k=1, weights=GateWeights(weights)).build(num_experts=EXPERTS, **sizes)
+        found = route(router, buffer())
+        found.weights_tk.sum().backward()
+        assert any(p.grad is not None and bool(p.grad.any()) for p in router.parameters())
+        assert bool((found.weights_tk == 1).all()) is (weights == "straight_through")
+    options(top_k=1).build(num_experts=len(NAMES) if key == "modality" else 1, **sizes)  # no choice

@@ -16,7 +16,8 @@ ROUTED = [
     "data.size=[32,32]", "data.loader.batch_size=4", "model.modalities.image.preprocess.size=[32,32]",
     "model.trunk.dim=16", "model.trunk.num_heads=2", "model.decoder.width=8", "trainer.max_steps=2",
     "trainer.val_every_steps=2", "trainer.threads=1", "run_dir=run", "model.trunk.ffn.type=moe",
-    "model.trunk.ffn.router=task_topk", "model.trunk.ffn.router.top_k=1", "model.trunk.ffn.num_experts=12",
+    "model.trunk.ffn.router=task_topk", "model.trunk.ffn.router.top_k=1",
+    "model.trunk.ffn.router.weights=straight_through", "model.trunk.ffn.num_experts=12",
     "model.trunk.ffn.hidden_dim=8",
 ]  # fmt: skip
 

@@ -58,7 +58,7 @@ def test_a_token_has_top_k_heads_or_as_many_as_the_trunk(router: dict[str, int],
 
 
 def test_its_cost_goes_with_the_heads_of_a_token():
-    few, many = mixer(top_k=1), mixer(top_k=4)
+    few, many = mixer(top_k=1, weights="full"), mixer(top_k=4)
     per_head = 2 * 2 * DIM * few.head_dim * 5 + 4 * few.head_dim * 25
     assert many.flops([5]) - few.flops([5]) == 3 * per_head
 

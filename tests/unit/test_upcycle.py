@@ -58,6 +58,8 @@ def answers(made: MultimodalModel, task: str) -> torch.Tensor:
         ({"type": "shared", "hidden_dim": 8}, "experts=4,top_k=2,every=2"),
         ({"type": "shared", "hidden_dim": 8, "activation": "gelu"}, "experts=4,top_k=3,router=task_topk"),
         ({"type": "modality", "sub_norm": False}, ""),
+        ({"type": "shared", "hidden_dim": 8}, "experts=4,top_k=1"),
+        ({"type": "modality", "hidden_dim": 8}, "experts=1,top_k=1"),
     ],
 )
 def test_step_zero_is_the_dense_model(ffn: dict[str, Any], options: str):
@@ -72,6 +74,9 @@ def test_step_zero_is_the_dense_model(ffn: dict[str, Any], options: str):
     loss = made.train()(batch()).predictions["find"]["text"].values.square().sum()
     loss.backward()
     assert routed[0].experts.w_in.grad is not None
+    gates = [p for n, p in routed[0].router.named_parameters() if "name" not in n]  # of the task that ran
+    forced = parse_options(options).experts == 1
+    assert all((p.grad is not None and bool(p.grad.any())) is not forced for p in gates)
 
 
 def test_options_are_read_and_faults_told():
@@ -99,7 +104,8 @@ def test_convert_writes_the_routed_model_and_its_recipe(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("router", ["topk", "task_topk", "task_embedding"])
 def test_one_tasks_part_answers_the_same_with_fewer_experts(router: str):
-    options = {"type": "moe", "num_experts": 12, "hidden_dim": 8, "router": {"type": router, "top_k": 1}}
+    chosen = {"type": router, "top_k": 1, "weights": "straight_through"}
+    options = {"type": "moe", "num_experts": 12, "hidden_dim": 8, "router": chosen}
     whole = model(options)
     use = measure_use(whole, [batch()], "name")
     made = extract_submodel(whole, "name", use)

@@ -130,7 +130,8 @@ def config_of(
     """Return the options of the model that these weights belong to.
 
     What shapes do not tell: attention heads, image size (pixels), experts a token, and whether the gates
-    are of type `noisy` (learned noise, renormalised) or `noisy_vmoe`.
+    are of type `noisy` (learned noise, renormalised) or `noisy_vmoe`. With one expert a token renormalised
+    weights are 1; `straight_through` has these values and lets training reach the gates.
     """
     stem = state["backbone.patch_embed.proj.weight"]
     dim, patch = stem.shape[0], stem.shape[2]
@@ -140,7 +141,7 @@ def config_of(
     router = {
         "type": "task_topk" if vector is None else "task_embedding",
         "top_k": top_k,
-        "weights": "renormalised" if noisy else "full",
+        "weights": ("renormalised" if top_k > 1 else "straight_through") if noisy else "full",
         "noise": "learned" if noisy else "constant",
         **({} if vector is None else {"task_dim": vector.shape[0]}),
     }

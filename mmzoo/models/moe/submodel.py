@@ -46,7 +46,7 @@ def extract_submodel(
     fall on are left out, but never so many that top_k of them are missing.
 
     Math: with min_share 0 only experts never chosen go; outputs on the batches that `use` was measured on
-    then stay (weights `full` divide by experts that are gone, so use `renormalised` gates).
+    then stay (weights `full` divide by experts that are gone: use `renormalised`, or `straight_through`).
     All blocks keep as many experts as the block that needs most, since they share their options.
     Ref: Mod-Squad, section 3.4 (pruning to one task).
     """

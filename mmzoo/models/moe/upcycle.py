@@ -2,7 +2,8 @@
 
 Every expert is a copy of the network it replaces and the weights of the chosen ones sum to 1, so the sum over
 them is that network; training then pulls them apart, through their gates and what they are given.
-Ref: Komatsuzaki et al. 2022, section 3; here exact at step 0, since weights are renormalised.
+Ref: Komatsuzaki et al. 2022, section 3; here exact at step 0, since weights are renormalised
+(with top_k 1 straight_through, which train the router too).
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _feed_forward(old: Any, config: UpcycleConfig, model: MultimodalModel) -> Mo
     router = registry.find("routers", name, "upcycle.router").Config()
     if not isinstance(router, TopKConfig):
         raise ConfigError.at("upcycle.router", name, "a router with top_k", "Choose topk or task_topk.")
-    router = dataclasses.replace(router, top_k=config.top_k, weights=GateWeights.RENORMALISED)
+    weights = GateWeights.RENORMALISED if config.top_k > 1 else GateWeights.STRAIGHT_THROUGH
+    router = dataclasses.replace(router, top_k=config.top_k, weights=weights)
     network = {f.name: getattr(old, f.name) for f in dataclasses.fields(MlpConfig)}
     count = config.experts * (len(model.modalities) if by_modality else 1)
     return MoeFeedForward.Config(**network, num_experts=count, router=router, every=config.every, dense=old)
