@@ -30,7 +30,7 @@ class Sampling(str, Enum):
 
     proportional: by its number of samples n; uniform: all sets equally; temperature: by n^(1/T); square_root:
     by n^(1/2); annealed: by n^a, a falling from 1 to 0.2 over `anneal_epochs` (Stickland & Murray 2019);
-    round_robin: one sample (or batch) of each set in turn.
+    round_robin: one sample (or batch) of each set in turn, w of a set of weight w.
     """
 
     PROPORTIONAL = "proportional"
@@ -329,17 +329,20 @@ class Mixed:
     def _order(self, epoch: int, offset: float | None, generator: torch.Generator) -> Int[Tensor, " n"]:
         whole = self.config.batches is Batches.ONE_SET
         unit = self.config.loader.batch_size * Rank.current().world if whole else 1
+        in_turn = self.config.sampling is Sampling.ROUND_ROBIN
+        shares = self._exact(epoch, unit)
         indices: list[Tensor] = []
         times: list[Tensor] = []
         for at, samples in enumerate(self.counts(epoch, unit, offset)):
             start, count = int(self.ends[at]) - self.sizes[at], samples // unit
             indices.append((start + rounds(self.parts[at].source, samples, generator)).reshape(count, unit))
             place = torch.arange(count, dtype=torch.float64)
-            if self.config.sampling is Sampling.ROUND_ROBIN:
-                times.append(place + at / len(self.parts))
+            if in_turn:  # shares rather than counts, whose rounding would put equal sets out of step
+                times.append((place + at / len(self.parts)) / max(1.0, float(shares[at])))
             else:
                 times.append((place + torch.rand(count, generator=generator, dtype=torch.float64)) / count)
-        return torch.cat(indices)[torch.cat(times).argsort(stable=True)].flatten()
+        order = torch.cat(indices)[torch.cat(times).argsort(stable=True)].flatten()
+        return shuffled(order, Rank.current().world, generator) if in_turn and not whole else order
 
     def _power(self, epoch: int) -> float:
         """Return the power of a set's size that its draws are proportional to."""
@@ -362,6 +365,18 @@ def rounds(source: SampleSource, count: int, generator: torch.Generator) -> Int[
         drawn.append(own_order(generator) if own_order else torch.randperm(len(source), generator=generator))
     # numbers beyond a set's length (further draws of balanced skeletons) mean the sample itself
     return torch.cat([*drawn, torch.zeros(0, dtype=torch.int64)])[:count] % max(len(source), 1)
+
+
+def shuffled(order: Int[Tensor, " n"], size: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Return an order shuffled within each group of `size`.
+
+    Why: ranks take samples in turn, so that where sets take turns too a rank would see the same sets always.
+    """
+    if size == 1:
+        return order
+    group = torch.arange(len(order), dtype=torch.float64) // size
+    chance = torch.rand(len(order), generator=generator, dtype=torch.float64)
+    return order[(group + chance).argsort(stable=True)]
 
 
 def _shown(kind: LabelKind | None, names: tuple[str, ...]) -> str:

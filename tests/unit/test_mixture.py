@@ -87,6 +87,39 @@ def test_round_robin_takes_one_of_each_in_turn(tmp_path: pathlib.Path, preproces
         assert batch.source == ("small", "mid", "large") * 2
 
 
+@pytest.mark.parametrize("batches", ["mixed", "one_set"])
+def test_round_robin_keeps_its_weights_all_through_an_epoch(
+    batches: str, tmp_path: pathlib.Path, preprocesses: Reads
+) -> None:
+    weights = {"small": 3.0, "large": 0.0}
+    source = mixture(
+        tmp_path,
+        preprocesses,
+        sampling="round_robin",
+        weights=weights,
+        batches=batches,
+        epoch_samples=64,
+        loader={"batch_size": 4},
+    ).source("train")
+    order = source.order_at(0, torch.Generator().manual_seed(0))
+    for quarter in order.chunk(4):
+        assert int((quarter < 8).sum()) == 12
+        assert int(((quarter >= 8) & (quarter < 40)).sum()) == 4
+
+
+def test_round_robin_in_turn_shows_every_rank_all_sets(
+    tmp_path: pathlib.Path, preprocesses: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"sampling": "round_robin", "weights": {"large": 0.0}, "epoch_samples": 64}
+    alone = mixture(tmp_path, preprocesses, **options).source("train")
+    order = alone.order_at(0, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Rank, "current", staticmethod(lambda: Rank(0, 2)))
+    both = alone.order_at(0, torch.Generator().manual_seed(0))
+    for rank in range(2):
+        assert 8 <= int((both[rank::2] < 8).sum()) <= 24, f"rank {rank} of 2"
+    assert both.reshape(-1, 2).sort(dim=1).values.tolist() == order.reshape(-1, 2).sort(dim=1).values.tolist()
+
+
 def test_annealing_goes_from_proportional_towards_uniform(
     tmp_path: pathlib.Path, preprocesses: Reads
 ) -> None:
