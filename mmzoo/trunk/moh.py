@@ -21,7 +21,7 @@ from mmzoo.layers.low_rank import linear
 from mmzoo.trunk.attention import MultiHeadAttention, QkvBias, attend_rows, segments_of
 from mmzoo.trunk.base import Aux, InitFromMha, MixerContext, TokenMixer, num_weights
 from mmzoo.trunk.plan import SeqInfo
-from mmzoo.trunk.router import Routing
+from mmzoo.trunk.router import Routing, full_precision
 from mmzoo.trunk.routing_stats import SUFFIX, RoutingRecord
 
 TIE_NOISE_STD = 1e-4
@@ -156,9 +156,13 @@ class MixtureOfHeads(TokenMixer):
     def gates(
         self, x: Float[Tensor, "t d"], q: Float[Tensor, "t h e"]
     ) -> tuple[Float[Tensor, "t h"], Routing | None]:
-        """Return the weight of each head for each token (float32), and the choice among the routed ones."""
-        if self.config.router is HeadRouter.QUERY_NORM:
-            return self._by_query(q)
+        """Return the weight of each head for each token (float32, also under autocast), and the choice among
+        the routed ones.
+        """
+        with full_precision(x):
+            return self._by_query(q) if self.config.router is HeadRouter.QUERY_NORM else self._by_token(x)
+
+    def _by_token(self, x: Float[Tensor, "t d"]) -> tuple[Float[Tensor, "t h"], Routing | None]:
         x = x.float()
         shared = x.new_ones(x.shape[0], self.shared)
         if self.wg_1 is not None:

@@ -136,3 +136,18 @@ def test_its_choices_are_recorded_and_balanced(generator):
 def test_impossible_heads_are_refused(options: dict[str, Any], found: str):
     with pytest.raises(ConfigError, match=found):
         mixer(**options)
+
+
+@pytest.mark.parametrize("router", ["learned", "query_norm"])
+def test_heads_are_chosen_in_float32_under_autocast(router: str, generator):
+    x, made = buffer(generator).buffer, mixer(router=router, shared_heads=2, top_k=3)
+    for p in made.parameters():
+        nn.init.normal_(p)
+    q = torch.randn(len(x), HEADS, DIM // HEADS, generator=generator)
+    wanted, choice = made.gates(x, q)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, mixed = made.gates(x, q)
+    assert choice is not None
+    assert mixed is not None
+    assert torch.equal(found, wanted)
+    assert torch.equal(mixed.logits_te, choice.logits_te)
