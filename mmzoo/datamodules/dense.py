@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -115,7 +116,10 @@ class DenseData(DataModule):
         """Return the samples of a split."""
         if split not in SPLITS:
             raise ConfigError.at("data", f"no split {split!r}", "a split", close_matches(split, SPLITS))
-        return DenseSource(self, split)
+        made = DenseSource(self, split)
+        if split != SPLITS[0] and len(made):
+            made.check_size()
+        return made
 
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
         """Return the class names of each label that has classes."""
@@ -139,6 +143,18 @@ class DenseSource:
         self.targets, self.augment, self.fit = data.wanted, data.config.augment, data.config.fit
         self.preprocess = _plain(data.preprocesses.get(IMAGE))
 
+    def check_size(self) -> None:
+        """Raise ConfigError where the first image does not fit the model's size: with images of one size none
+        would, and training would end at its first validation."""
+        if not isinstance(self.preprocess, ImagePreprocess) or self.fit is Fit.SHRINK:
+            return
+        name, size = self.images.ids[0], self.preprocess.config.size
+        with contextlib.suppress(DataError):  # what cannot be read is the loader's to count
+            with decoding(name):
+                given = self.images.read(0, ()).size
+            if too_large := _too_large(given, size):
+                raise ConfigError.at(f"{self.name}: {name}", *too_large)
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images.ids)
@@ -160,10 +176,8 @@ class DenseSource:
             whole = _shrink(whole, size)
         if generator is not None:
             whole = augment(whole, size, self.augment, generator)
-        if whole.size[0] > size[0] or whole.size[1] > size[1]:
-            found = f"an image of {whole.size[0]} x {whole.size[1]}"
-            do = "Raise model.modalities.image.preprocess.size, or set data.fit=shrink."
-            raise DataError.at(name, found, f"at most the model's {size[0]} x {size[1]}", do)
+        if too_large := _too_large(whole.size, size):
+            raise DataError.at(name, *too_large)
         pixels = F.pad(preprocess.normalise(whole.image), margins(whole.size, size))
         return Sample(name, {IMAGE: Item(pixels)}, _without_nobody(pad_labels(whole, size)))
 
@@ -171,6 +185,14 @@ class DenseSource:
         if self.preprocess is None:
             return {}
         return {IMAGE: self.preprocess(whole.image.permute(1, 2, 0).numpy())}
+
+
+def _too_large(given: tuple[int, int], size: tuple[int, int]) -> tuple[str, str, str] | None:
+    """Return what was found, what is expected and what to do where an image is larger than the model's."""
+    if given[0] <= size[0] and given[1] <= size[1]:
+        return None
+    do = "Raise model.modalities.image.preprocess.size, or set data.fit=shrink."
+    return f"an image of {given[0]} x {given[1]}", f"at most the model's {size[0]} x {size[1]}", do
 
 
 def _plain(preprocess: Preprocess | None) -> Preprocess | None:

@@ -119,8 +119,9 @@ def test_evaluation_pads_and_the_pads_are_ignored(nyud_root):
 
 def test_images_larger_than_the_model_are_refused_or_shrunk(nyud_root):
     config = Nyud.Config(root=str(nyud_root))
-    with pytest.raises(DataError, match=r"24 x 32; expected at most the model's 12 x 16.*fit=shrink"):
-        source(config, size=(12, 16)).get(0, None)
+    too_large = r"24 x 32; expected at most the model's 12 x 16.*fit=shrink"
+    with pytest.raises(ConfigError, match=too_large):  # before training, not at its first validation
+        source(config, size=(12, 16))
     small = source(Nyud.Config(root=str(nyud_root), fit=Fit.SHRINK), size=(12, 20)).get(0, None)
     whole = source(config).get(0, None)
     assert (small.targets["depth"][0, :, :2] == 0).all()
