@@ -92,6 +92,13 @@ class Trunk(nn.Module, schema.Configurable):
                     "0 <= p < 1",
                     "Give a probability.",
                 ),
+                (
+                    getattr(self.ffn, "every", 1) > max(self.depth, 1),
+                    "trunk.ffn.every",
+                    f"{getattr(self.ffn, 'every', 1)} in a trunk of {self.depth} blocks: none has experts",
+                    "at most trunk.depth",
+                    "Lower it.",
+                ),
             ]
             lines = [str(ConfigError.at(*rest)) for wrong, *rest in faults if wrong]
             if lines:

@@ -129,3 +129,11 @@ def test_unknown_and_missing_tasks_are_told():
         model(groups())
     with pytest.raises(ConfigError, match="without tasks"):
         Trunk(model.config, modalities=NAMES)
+
+
+@pytest.mark.parametrize("kind", ["moe", "soft_moe"])
+def test_experts_in_no_block_at_all_are_refused(kind: str):
+    said = r"trunk\.ffn\.every: 5 in a trunk of 4 blocks: none has experts; expected at most trunk\.depth"
+    with pytest.raises(ConfigError, match=said):
+        schema.parse(Trunk.Config, {"depth": 4, "ffn": {"type": kind, "every": 5}})
+    assert schema.parse(Trunk.Config, {"depth": 4, "ffn": {"type": kind, "every": 4}}).ffn.every == 4

@@ -88,6 +88,9 @@ def test_options_are_read_and_faults_told():
         upcycle(model({"type": "moe", "num_experts": 2, "hidden_dim": 4}), UpcycleConfig())
     with pytest.raises(ConfigError, match="router"):
         upcycle(model({"type": "modality", "hidden_dim": 4}), parse_options("router=topk"))
+    few = r"upcycle\.every: 3 for a trunk of 2 blocks; expected at most its depth\. Lower it\."
+    with pytest.raises(ConfigError, match=few):
+        upcycle(model({"type": "shared", "hidden_dim": 4}), parse_options("every=3"))
 
 
 def test_convert_writes_the_routed_model_and_its_recipe(tmp_path: pathlib.Path):
@@ -127,6 +130,9 @@ def test_what_cannot_be_extracted_is_told():
         extract_submodel(routed, "name", {})
     with pytest.raises(ConfigError, match="no head 'nme'"):
         measure_use(routed, [], "nme")
+    empty = model({"type": "moe", "num_experts": 3, "hidden_dim": 4}, depth=0)
+    with pytest.raises(ConfigError, match=r"model\.trunk: no block with experts; expected one or more\."):
+        extract_submodel(empty, "name", {})
 
 
 def test_models_of_another_kind_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):

@@ -88,8 +88,10 @@ def kept_experts(model: MultimodalModel, use: RoutingUse, min_share: float = 0.0
                 do = "Measure it with measure_use on this model."
                 raise ConfigError.at("use", f"nothing of block {layer}", "the use of every routed block", do)
             shares[layer] = whole(use[str(layer)]).share
+    if not shares:
+        raise ConfigError.at("model.trunk", "no block with experts", "one or more", "Nothing to leave out.")
     wanted = [int(((s >= min_share) & (s > 0)).sum()) for s in shares.values()]
-    count = max(config.router.chosen, *wanted) if wanted else config.router.chosen
+    count = max(config.router.chosen, *wanted)
     return {layer: sorted(s.topk(count).indices.tolist()) for layer, s in shares.items()}
 
 

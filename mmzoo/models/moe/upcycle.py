@@ -73,6 +73,9 @@ def parse_options(text: str) -> UpcycleConfig:
 def upcycle(model: MultimodalModel, config: UpcycleConfig) -> MultimodalModel:
     """Return a copy of `model` with experts, in evaluation mode; its outputs are those of `model`."""
     trunk = model.config.trunk
+    if config.every > trunk.depth:
+        found, expected = f"{config.every} for a trunk of {trunk.depth} blocks", "at most its depth"
+        raise ConfigError.at("upcycle.every", found, expected, "Lower it.")
     ffn = _feed_forward(trunk.ffn, config, model)
     options = dataclasses.replace(model.config, trunk=dataclasses.replace(trunk, ffn=ffn))
     made = MultimodalModel(MultimodalModel.bare(options))
