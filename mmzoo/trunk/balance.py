@@ -75,6 +75,15 @@ class BalanceConfig(schema.Config):
             if not getattr(self, name) >= 0:
                 raise ConfigError.at(f"balance.{name}", str(getattr(self, name)), "0 or more", "Raise it.")
 
+    @property
+    def by_task(self) -> str:
+        """Return the option by which a loss in use tells tasks apart, as `scope: task`; empty for none."""
+        if self.mutual_information_weight and self.condition is Condition.TASK:
+            return "condition: task (of mutual_information_weight)"
+        if self.scope is BalanceScope.TASK and (self.load_balance_weight or self.cv2_weight):
+            return "scope: task"
+        return ""
+
 
 def balance(routing: Routing, seq: SeqInfo, config: BalanceConfig) -> Aux:
     """Return every loss whose weight is not 0, times that weight."""

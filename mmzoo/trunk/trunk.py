@@ -121,6 +121,7 @@ class Trunk(nn.Module, schema.Configurable):
             )
             for layer, prob in enumerate(drop_path_rates(config.drop_path_prob, config.depth))
         )
+        _check_losses_by_task(self._blocks())
         self.task_embedding = _task_embedding(self._blocks(), self.tasks)
         self.norm: nn.Module | None = None
         if config.final_norm is FinalNorm.PER_MODALITY:
@@ -279,6 +280,24 @@ class Trunk(nn.Module, schema.Configurable):
                 raise ShapeError.at("trunk", found, expected, "Build the adapter with the trunk's num_heads.")
         for block in self._blocks():
             block.mixer.check(seq)
+
+
+def _check_losses_by_task(blocks: Sequence[Block]) -> None:
+    """Refuse losses that tell tasks apart where no token is any task's: in all of a kind's layers before the
+    first part that depends on the task, which is where the trunk makes a copy of the tokens for each.
+    """
+    parts = [(name, getattr(block, name)) for block in blocks for name in ("mixer", "ffn")]
+    first = next((place for place, (_, part) in enumerate(parts) if part.task_dependent), len(parts))
+    asked: dict[str, tuple[int, str]] = {}
+    for place, (name, part) in enumerate(parts):
+        by_task = getattr(getattr(part.config, "balance", None), "by_task", "")
+        if by_task:
+            asked[name] = place, by_task
+    for name, (last, by_task) in asked.items():
+        if last < first:
+            found, expected = f"{by_task}, but nothing here depends on the task", "a router by task"
+            do = f"Choose trunk.{name}.router=task_topk, or modality in place of task."
+            raise ConfigError.at(f"trunk.{name}.balance", found, expected, do)
 
 
 def _task_embedding(blocks: Sequence[Block], tasks: tuple[str, ...]) -> TaskEmbedding | None:

@@ -137,3 +137,36 @@ def test_experts_in_no_block_at_all_are_refused(kind: str):
     with pytest.raises(ConfigError, match=said):
         schema.parse(Trunk.Config, {"depth": 4, "ffn": {"type": kind, "every": 5}})
     assert schema.parse(Trunk.Config, {"depth": 4, "ffn": {"type": kind, "every": 4}}).ffn.every == 4
+
+
+LOSSES = [
+    ({"mutual_information_weight": 0.1}, r"condition: task \(of mutual_information_weight\)"),
+    ({"scope": "task"}, "scope: task"),
+]
+
+
+@pytest.mark.parametrize(("balance", "said"), LOSSES)
+@pytest.mark.parametrize("router", ["topk", "modality"])
+def test_losses_by_task_need_a_router_by_task(balance: dict[str, Any], said: str, router: str):
+    ffn = {"type": "moe", "num_experts": 6, "hidden_dim": 8, "balance": balance}
+    wanted = (
+        rf"trunk\.ffn\.balance: {said}, but nothing here depends on the task; expected a router by task\."
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        trunk(ffn={**ffn, "router": router})
+    trunk(ffn={**ffn, "router": "task_topk"})
+    by_modality = dict.fromkeys(("condition", "scope"), "modality")
+    trunk(ffn={**ffn, "router": router, "balance": {**balance, **by_modality}})
+    trunk(ffn={**ffn, "router": router, "balance": {"load_balance_weight": 0.0, "scope": "task"}})
+
+
+@pytest.mark.parametrize(("balance", "said"), LOSSES)
+def test_losses_by_task_see_tasks_behind_the_fork(balance: dict[str, Any], said: str):
+    """Attention routed by the token tells tasks apart in the blocks after one whose experts part them."""
+    mixer = {"type": "moa", "num_experts": 4, "balance": balance}
+    ffn = {"type": "moe", "num_experts": 4, "hidden_dim": 8, "router": "task_topk"}
+    trunk(mixer=mixer, ffn={**ffn, "every": 2})
+    with pytest.raises(ConfigError, match=rf"trunk\.mixer\.balance: {said}"):
+        trunk(mixer=mixer, ffn={**ffn, "every": 4})
+    with pytest.raises(ConfigError, match=rf"trunk\.mixer\.balance: {said}"):
+        trunk("topk", mixer=mixer)  # tasks never part
