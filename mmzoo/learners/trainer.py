@@ -71,6 +71,8 @@ class TrainerConfig(schema.Config):
     """CPU threads of torch; 0: torch's own choice"""
     deterministic: bool = True
     """refuse operations without a deterministic algorithm"""
+    sync_batchnorm: bool = False
+    """batch norms take their statistics from the batches of all GPUs, not from each one's own"""
     ema: EmaConfig = field(default_factory=EmaConfig)
     """moving average of the weights, which validation and the export then use"""
 
@@ -105,6 +107,10 @@ def build_trainer(
     config: TrainerConfig, run_dir: Path | None, callbacks: Sequence[pl.Callback], loggers: Any
 ) -> pl.Trainer:
     """Make the Trainer; data order, restarts and files are mmzoo's own, so Lightning's are switched off."""
+    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    if config.sync_batchnorm and config.devices > 1 and on_cpu:
+        expected, do = "GPUs: PyTorch has it for them alone", "Set trainer.sync_batchnorm=false."
+        raise ConfigError.at("trainer.sync_batchnorm", f"{config.devices} processes on a CPU", expected, do)
     minutes = config.max_minutes
     # 7 % of a small step
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -130,6 +136,7 @@ def build_trainer(
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "deterministic": "warn" if config.deterministic else False,
+        "sync_batchnorm": config.sync_batchnorm,
     }
     try:
         return pl.Trainer(**options)
@@ -137,6 +144,19 @@ def build_trainer(
         found = f"accelerator={config.accelerator}, devices={config.devices}, strategy={config.strategy}"
         do = f"Lightning says: {' '.join(str(error).split())}"
         raise ConfigError.at("trainer", found, "what this machine has", do) from error
+
+
+def allow_several_backward_passes() -> None:
+    """Let compiled blocks be gone back through once a task, as comparing the tasks' gradients does.
+
+    Why: a compiled backward pass may write into what the forward pass left, and then refuses a second one.
+    Holds for the whole process, so that what was compiled before is compiled anew.
+    """
+    from torch._functorch import config as functorch
+
+    if functorch.donated_buffer:
+        functorch.donated_buffer = False
+        torch.compiler.reset()
 
 
 def _strategy(config: TrainerConfig) -> str:

@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from mmzoo import run_folder
+from mmzoo import recipe, run_folder
 from mmzoo.cli import logs, main, training
-from mmzoo.errors import DataError
+from mmzoo.errors import ConfigError, DataError
 from mmzoo.learners.multitask import MultitaskLearner
+from mmzoo.learners.trainer import TrainerConfig, build_trainer
 from mmzoo.recipe import Built
 from mmzoo.run_folder import CHOSEN
 
@@ -139,3 +141,13 @@ def test_a_failed_build_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(training.recipe, "build", wrong)
     assert main.main(["train", "driving", "run_dir=run", "overwrite=true"]) == 2
     assert (tmp_path / "run/config.yaml").read_text() == "name: before"
+
+
+def test_batch_norms_of_several_gpus_are_one():
+    options = {"max_steps": 1, "accelerator": "cpu", "sync_batchnorm": True}
+    made = build_trainer(TrainerConfig(strategy="ddp", **options), None, [], None)
+    sync = made.strategy._layer_sync
+    assert isinstance(sync.apply(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))[0], torch.nn.SyncBatchNorm)
+    with pytest.raises(ConfigError, match=r"trainer\.sync_batchnorm: 2 processes on a CPU; expected GPUs"):
+        build_trainer(TrainerConfig(devices=2, **options), None, [], None)
+    assert recipe.load("nyud").trainer.sync_batchnorm
