@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmzoo import registry, schema
-from mmzoo.errors import ConfigError
+from mmzoo.errors import ConfigError, MmzooError
 from mmzoo.learners.balance.base import Balancer, GradientBalancer, LossBalancer, Moment, cosines
 from mmzoo.learners.balance.conflict import GradVac
 from mmzoo.learners.balance.directions import Level, alignment, bargain
@@ -477,6 +477,24 @@ def test_two_tasks_with_one_loss_descend_along_it(kind: str):
         assert isinstance(balancer, LossBalancer)
         (found,) = torch.autograd.grad(balancer(losses, at), x)
     assert float(torch.cosine_similarity(found, x.detach(), dim=0)) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", GRADIENT)
+@pytest.mark.parametrize(
+    ("factor", "found"),
+    [
+        (math.nan, "loss nan with a gradient of norm nan"),
+        (1e30, r"loss \S+e\+(29|30) with a gradient of norm inf"),
+    ],
+)
+def test_what_is_not_finite_names_the_task_and_the_step(kind: str, factor: float, found: str):
+    model, balancer = TwoTasks(), by_gradient(kind)
+    losses = model.losses()[[0, 2]] * torch.tensor([1.0, factor])
+    line = rf"^tasks\.c: {found} at step 8; expected finite numbers\. Lower learner\.optim\.lr"
+    before = {name: value.clone() for name, value in balancer.state_dict().items()}
+    with pytest.raises(MmzooError, match=line):
+        gradient_step(balancer, losses, None, Parameters.of(model, ["trunk"]), now(7, present=(0, 2)))
+    assert all(torch.equal(value, before[name]) for name, value in balancer.state_dict().items())
 
 
 def sequence(balancer: Balancer, steps: range) -> list[Tensor]:

@@ -7,6 +7,7 @@ the gradients found task by task ride on the scalar.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmzoo.errors import MmzooError
 from mmzoo.layers import distributed
 from mmzoo.learners.balance.base import GradientBalancer, LossBalancer, Moment, cosines
 
@@ -67,13 +69,15 @@ def gradient_step(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " k"], Float[Tensor, "k p"]]:
     """Return a scalar whose backward pass leaves the balanced gradients, the weights, the tasks' gradients.
 
-    Auxiliary losses are added unbalanced. Costs a backward pass a task, and one more for those.
+    Auxiliary losses are added unbalanced. Costs a backward pass a task, and one more for those. Losses and
+    gradients must be finite: no balancer has an answer to others.
     """
     asked = [*parameters.shared, *parameters.private]
     terms = [*losses.unbind(), *([] if aux is None else [aux])]
     found = [_grads(term, asked, keep=i + 1 < len(terms)) for i, term in enumerate(terms)]
     cut = len(parameters.shared)
     grads = stack([g[:cut] for g in found[: len(losses)]], parameters.shared)
+    _check_finite(losses.detach(), grads, [balancer.names[i] for i in now.present], now.step)
     combined = balancer(grads, losses.detach(), now)
     factors = combined.private if combined.private is not None else grads.new_ones(len(losses))
     sums: Gradients = _split(combined.shared, parameters.shared, [g[:cut] for g in found])
@@ -119,6 +123,24 @@ def stack(grads: Sequence[Gradients], parameters: Sequence[nn.Parameter]) -> Flo
         torch.distributed.all_reduce(stacked)
         stacked /= distributed.world_size()
     return stacked
+
+
+def _check_finite(
+    losses: Float[Tensor, " k"], grads: Float[Tensor, "k p"], names: Sequence[str], number: int
+) -> None:
+    """Raise where a loss is infinite or no number, or a gradient is or is too long for its square to be told.
+
+    All ranks hold the same values and raise together. Float16, whose loss scaling makes infinite gradients a
+    matter of course, is refused beforehand (`Balancing.check`).
+    """
+    squares = torch.linalg.vecdot(grads, grads)
+    rows = list(zip(names, *torch.stack([losses.to(squares), squares]).tolist(), strict=True))
+    rows.sort(key=lambda row: math.isfinite(row[1]))  # a task without a loss is the cause of other gradients
+    for name, loss, square in rows:
+        if not math.isfinite(loss + square):
+            found = f"loss {loss:g} with a gradient of norm {math.sqrt(square):g} at step {number + 1}"
+            do = "Lower learner.optim.lr, or look at the batch: gradients cannot be balanced."
+            raise MmzooError.at(f"tasks.{name}", found, "finite numbers", do)
 
 
 def _grads(loss: Tensor, parameters: Sequence[nn.Parameter], *, keep: bool) -> Gradients:
