@@ -92,7 +92,8 @@ def balance(routing: Routing, seq: SeqInfo, config: BalanceConfig) -> Aux:
         return aux
     groups = [routing.rows(rows) for rows in _scope(routing, seq, config.scope)]
     if config.load_balance_weight:
-        aux["load_balance"] = config.load_balance_weight * _mean([load_balance(g) for g in groups])
+        values = [load_balance(g, config.compat) for g in groups]
+        aux["load_balance"] = config.load_balance_weight * _mean(values)
     if config.z_weight:
         aux["router_z"] = config.z_weight * z_loss(routing.logits_te)
     if config.cv2_weight:
@@ -104,13 +105,20 @@ def balance(routing: Routing, seq: SeqInfo, config: BalanceConfig) -> Aux:
     return aux
 
 
-def load_balance(routing: Routing) -> Float[Tensor, ""]:
-    """Return E sum_e f_e P_e, f the share of all (token, choice) pairs, P the mean probability.
+def load_balance(routing: Routing, compat: Compat = Compat.NONE) -> Float[Tensor, ""]:
+    """Return E sum_e f_e P_e, f the share of all (token, choice) pairs, P the mean probability. Where every
+    token takes every expert, f is the share of the weights.
 
-    Why: 1 where both are even, E / k at worst. Ref: Fedus et al. 2021, equation 4, with f over top_k choices.
+    Why: 1 where both are even, E / k at worst; counts of all experts would make it 1 and its gradient 0.
+    Ref: Fedus et al. 2021, equation 4, with f over top_k choices.
+    # compat(m3vit, modsquad): f is always a share of choices.
     """
     num_experts = routing.probs_te.shape[1]
-    share = counts(routing) / routing.experts_tk.numel()
+    if routing.experts_tk.shape[1] == num_experts and compat is Compat.NONE:
+        share = importance(routing)
+    else:
+        share = counts(routing)
+    share = share / share.sum()
     mean = routing.probs_te.mean(0)
     return num_experts * (share * mean / mean.sum()).sum()  # probabilities with an offset sum to more than 1
 
@@ -127,12 +135,10 @@ def cv2(routing: Routing, compat: Compat = Compat.NONE) -> Float[Tensor, ""]:
     the noise (see `expected_load`), the number itself without noise, which has no gradient.
     Ref: Shazeer et al. 2017, section 4 and appendix A.
     """
-    importance = routing.probs_te.new_zeros(routing.probs_te.shape[1])
-    importance = importance.index_add(0, routing.experts_tk.reshape(-1), routing.weights_tk.reshape(-1))
     if compat is Compat.MODSQUAD:  # compat(modsquad): no term for the load
-        return _cv2(importance)
+        return _cv2(importance(routing))
     load = counts(routing) if routing.noise_std_te is None else expected_load(routing, compat)
-    return _cv2(importance) + _cv2(load)
+    return _cv2(importance(routing)) + _cv2(load)
 
 
 def expected_load(routing: Routing, compat: Compat = Compat.NONE) -> Float[Tensor, " e"]:
@@ -181,6 +187,12 @@ def mutual_information(joint_se: Float[Tensor, "s e"], compat: Compat = Compat.N
     expected = joint_se.sum(1, keepdim=True) * joint_se.sum(0, keepdim=True)
     tiny = torch.finfo(joint_se.dtype).tiny
     return (joint_se * (joint_se.clamp(min=tiny) / expected.clamp(min=tiny)).log()).sum()
+
+
+def importance(routing: Routing) -> Float[Tensor, " e"]:
+    """Return the sum of the weights given to each expert."""
+    zeros = routing.probs_te.new_zeros(routing.probs_te.shape[1])
+    return zeros.index_add(0, routing.experts_tk.reshape(-1), routing.weights_tk.reshape(-1))
 
 
 def counts(routing: Routing) -> Float[Tensor, " e"]:

@@ -82,7 +82,7 @@ class MixtureOfAttention(TokenMixer):
             raise ConfigError.at("trunk.mixer (moa)", "a key-value cache", "none", "Pass whole sequences.")
         routing = self.router(x, seq=seq, ctx=ctx)
         ctx.stats[f"{ctx.layer}/queries/{SUFFIX}"] = RoutingRecord(
-            routing.experts_tk, routing.probs_te.detach(), seq
+            routing.experts_tk, routing.probs_te.detach(), seq, routing.weights_tk.detach()
         )
         y = self._attend(x, routing, seq, ctx.layer)  # pyright: ignore[reportCallIssue] disable() is untyped
         aux = balance(routing, seq, self.config.balance)

@@ -82,7 +82,9 @@ class MoeFeedForward(FeedForward):
     ) -> tuple[Float[Tensor, "t d"], Aux]:
         """Route, transform, weight; return the tokens and the weighted balance losses."""
         routing = self.router(x, seq=seq, ctx=ctx)
-        ctx.stats[f"{ctx.layer}/{SUFFIX}"] = RoutingRecord(routing.experts_tk, routing.probs_te.detach(), seq)
+        ctx.stats[f"{ctx.layer}/{SUFFIX}"] = RoutingRecord(
+            routing.experts_tk, routing.probs_te.detach(), seq, routing.weights_tk.detach()
+        )
         y = self._experts(x, routing)  # pyright: ignore[reportCallIssue] disable() is untyped
         if self.shared is not None:
             y = y + self.shared(x)

@@ -19,11 +19,15 @@ SUFFIX = "routing"
 
 @dataclass(frozen=True)
 class RoutingRecord:
-    """The choices of one layer in one forward, and whose rows they are; summed up only when someone asks."""
+    """The choices of one layer in one forward, and whose rows they are; summed up only when someone asks.
+
+    weights: of the choices; None where all that are chosen count alike.
+    """
 
     experts_tk: Int[Tensor, "t k"]
     probs_te: Float[Tensor, "t e"]
     seq: SeqInfo
+    weights_tk: Float[Tensor, "t k"] | None = None
 
     def spans(self) -> Iterator[tuple[str, str, int, int]]:
         """Yield (task, modality, start, end) of the buffer's rows; the task is empty where all share them."""
@@ -37,7 +41,8 @@ class RoutingRecord:
         """Return the sums by (task, modality)."""
         found: dict[tuple[str, str], ExpertUse] = {}
         for task, modality, start, end in self.spans():
-            part = ExpertUse.of(self.experts_tk[start:end], self.probs_te[start:end])
+            weights = None if self.weights_tk is None else self.weights_tk[start:end]
+            part = ExpertUse.of(self.experts_tk[start:end], self.probs_te[start:end], weights)
             key = (task, modality)
             found[key] = found[key].merge(part) if key in found else part
         return found
@@ -45,7 +50,10 @@ class RoutingRecord:
 
 @dataclass(frozen=True)
 class ExpertUse:
-    """Sums over tokens: how many chose each expert, its probabilities, the entropies, the tokens."""
+    """Sums over tokens: how many chose each expert, its probabilities, the entropies, the tokens.
+
+    Where every token takes every expert, `chosen` sums the weights: counts would say nothing.
+    """
 
     chosen: Float[Tensor, " e"]
     probs: Float[Tensor, " e"]
@@ -53,11 +61,18 @@ class ExpertUse:
     tokens: int
 
     @staticmethod
-    def of(experts_tk: Int[Tensor, "t k"], probs_te: Float[Tensor, "t e"]) -> ExpertUse:
+    def of(
+        experts_tk: Int[Tensor, "t k"],
+        probs_te: Float[Tensor, "t e"],
+        weights_tk: Float[Tensor, "t k"] | None = None,
+    ) -> ExpertUse:
         """Sum over some tokens, on the host."""
         flat = experts_tk.reshape(-1)
         chosen = torch.zeros(probs_te.shape[1], device=flat.device)
-        chosen = chosen.scatter_add(0, flat, torch.ones_like(flat, dtype=chosen.dtype))
+        each = torch.ones_like(flat, dtype=chosen.dtype)
+        if weights_tk is not None and experts_tk.shape[1] == probs_te.shape[1]:
+            each = weights_tk.reshape(-1).to(chosen.dtype)
+        chosen = chosen.scatter_add(0, flat, each)
         entropy = -torch.special.xlogy(probs_te, probs_te).sum()
         return ExpertUse(
             chosen.double().cpu(), probs_te.sum(0).double().cpu(), float(entropy), len(experts_tk)

@@ -205,3 +205,15 @@ def test_all_losses_reach_the_logits(generator):
     for name, value in balance(r, plan, config).items():
         grad: Tensor = torch.autograd.grad(value, r.clean_te, retain_graph=True)[0]
         assert bool(grad.any()), name
+
+
+def test_load_balance_of_all_experts_weighs_and_teaches(generator):
+    """Every token takes every expert: choices are even by force, weights are not."""
+    clean = torch.randn(T, E, generator=generator).requires_grad_()
+    r = route(clean, TopKConfig(top_k=E))
+    mean = clean.detach().softmax(1).mean(0)
+    assert load_balance(r).item() == pytest.approx(E * mean.square().sum().item(), rel=1e-5)
+    assert bool(torch.autograd.grad(load_balance(r), clean)[0].abs().max() > 1e-4)
+    assert load_balance(r, Compat.MODSQUAD).item() == pytest.approx(1.0)
+    even = route(torch.zeros(T, E), TopKConfig(top_k=E))
+    assert load_balance(even).item() == pytest.approx(1.0)

@@ -8,14 +8,17 @@ import math
 import pytest
 import torch
 
+from mmzoo import schema
 from mmzoo.batch import TokenSequence
 from mmzoo.cli import curves, results
 from mmzoo.learners import routing
 from mmzoo.learners.evaluate import Evaluation
 from mmzoo.learners.routing import RoutingTracker
+from mmzoo.trunk.base import MixerContext
+from mmzoo.trunk.moe import MoeFeedForward
 from mmzoo.trunk.packing import pack
 from mmzoo.trunk.plan import SeqInfo, TaskSpan
-from mmzoo.trunk.routing_stats import ExpertUse, RoutingRecord, routing_use
+from mmzoo.trunk.routing_stats import ExpertUse, RoutingRecord, routing_use, whole
 
 
 def plan() -> SeqInfo:
@@ -93,3 +96,27 @@ def test_the_report_draws_shares_and_names_their_rows():
     history = [{"step": s, "train/routing/1/expert0": 0.2, "train/routing/1/expert1": 0.8} for s in (1, 2)]
     panel = next(p for p in curves.panels(history) if p.name == "experts_1")
     assert list(panel.curves) == ["expert 0", "expert 1"]
+
+
+def test_a_soft_routers_use_is_its_weights():
+    """Every token takes all four experts, so counts would call any use even."""
+    experts = torch.tensor([[0, 1, 2, 3]]).expand(10, 4)
+    weights = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).expand(10, 4)
+    use = RoutingRecord(experts, weights, plan(), weights).use()
+    assert sum(float(v.chosen.sum()) for v in use.values()) == pytest.approx(10.0)
+    for part in use.values():
+        assert part.share.tolist() == pytest.approx([0.7, 0.1, 0.1, 0.1])
+        assert part.figures()["max_load"] == pytest.approx(2.8)
+
+
+def test_soft_routing_is_logged_and_balanced_by_its_weights():
+    config = schema.parse(MoeFeedForward.Config, {"num_experts": 4, "hidden_dim": 8, "router": "soft"})
+    made, x = config.build(dim=4, modalities=("image", "text")), torch.randn(10, 4)
+    torch.nn.init.normal_(made.router.gate.weight)
+    context = MixerContext()
+    _, aux = made(x, seq=plan(), ctx=context)
+    share = whole(routing_use(context.stats)["0"]).share
+    wanted = (x @ made.router.gate.weight.T).softmax(1).mean(0)
+    torch.testing.assert_close(share.float(), wanted)
+    aux["load_balance"].backward()
+    assert bool(made.router.gate.weight.grad.any())
