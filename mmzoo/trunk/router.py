@@ -112,15 +112,17 @@ def route(
     """Choose the top_k experts of each token. noise: standard normal, times `noise_std` it is added.
 
     Math: p = softmax(clean + noise_std * noise) + prob_offset, in float32 whatever the precision of the
-    tokens; T the top_k largest; weights p_T (full) or p_T / sum p_T (renormalised), the sum a constant for
-    the gradient under straight_through.
+    tokens; T the top_k largest logits, since probabilities may underflow to ties with forbidden experts;
+    weights p_T (full) or p_T / sum p_T (renormalised), the sum a constant for the gradient under
+    straight_through.
     """
     clean = clean_te.float()
     logits = clean if noise_std_te is None or noise_te is None else clean + noise_te * noise_std_te
     probs = torch.softmax(logits, dim=1)
     if config.prob_offset:
         probs = probs + config.prob_offset
-    weights, experts = probs.topk(config.chosen, dim=1)
+    experts = logits.topk(config.chosen, dim=1).indices
+    weights = probs.gather(1, experts)
     if config.weights is not GateWeights.FULL:
         total = weights.sum(1, keepdim=True)
         weights = weights / (total if config.weights is GateWeights.RENORMALISED else total.detach())

@@ -141,6 +141,11 @@ class ModalityRouter(Router):
         shared = range(each * len(self.modalities), self.num_experts)
         allowed: dict[str, tuple[int, ...]] = {}
         for i, name in enumerate(self.modalities):
+            if not each and name not in self.config.experts:
+                found = f"no share of {self.num_experts} experts for {len(self.modalities)} modalities"
+                expected = "experts of its own, or a list of those it may use"
+                do = f"Raise num_experts, or set router.experts.{name}."
+                raise ConfigError.at(f"router.experts.{name}", found, expected, do)
             own = self.config.experts.get(name, [*range(i * each, (i + 1) * each), *shared])
             if len(set(own)) < self.config.chosen or not set(own) <= set(range(self.num_experts)):
                 found = f"{own} of {self.num_experts} experts, top_k {self.config.chosen}"

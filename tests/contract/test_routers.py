@@ -12,7 +12,8 @@ from mmzoo.batch import TokenSequence
 from mmzoo.errors import ConfigError
 from mmzoo.trunk.base import MixerContext
 from mmzoo.trunk.packing import Packed, pack
-from mmzoo.trunk.router import GateWeights, Router, Routing
+from mmzoo.trunk.router import GateWeights, Router, Routing, TopKConfig
+from mmzoo.trunk.router import route as choose
 from mmzoo.trunk.trunk import Trunk
 
 DIM, EXPERTS = 16, 6
@@ -140,3 +141,24 @@ def test_one_expert_a_token_needs_weights_that_train_the_router(key: str):
         assert any(p.grad is not None and bool(p.grad.any()) for p in router.parameters())
         assert bool((found.weights_tk == 1).all()) is (weights == "straight_through")
     options(top_k=1).build(num_experts=len(NAMES) if key == "modality" else 1, **sizes)  # no choice
+
+
+def test_a_modality_without_experts_of_its_own_is_told():
+    """Three modalities on two experts: no equal share, so each has to be told what it may use."""
+    sizes: dict[str, Any] = {"dim": DIM, "num_experts": 2, "modalities": (*NAMES, "audio"), "tasks": ()}
+    options = registry.find("routers", "modality").Config
+    said = "router.experts.image: no share of 2 experts for 3 modalities; expected experts of its own"
+    with pytest.raises(ConfigError, match=said):
+        options().build(**sizes)
+    with pytest.raises(ConfigError, match=r"router\.experts\.audio: no share"):
+        options(experts={"image": [0, 1], "text": [0, 1]}).build(**sizes)
+    named = options(experts={name: [0, 1] for name in sizes["modalities"]}).build(**sizes)
+    assert named.allowed["audio"] == (0, 1)
+
+
+def test_a_forbidden_expert_is_not_chosen_however_unlikely_the_others():
+    """exp(-200) is 0 in float32: with an offset its probability is that of an expert that is forbidden."""
+    logits = torch.tensor([[0.0, -200.0, -torch.inf, -torch.inf]])
+    found = choose(logits, TopKConfig(top_k=2, prob_offset=1e-4, weights=GateWeights.FULL))
+    assert found.experts_tk.tolist() == [[0, 1]]
+    torch.testing.assert_close(found.weights_tk, torch.tensor([[1.0001, 1e-4]]))
