@@ -25,7 +25,7 @@ from mmzoo.learners.named_parts import check_parts
 from mmzoo.learners.optim import moment_options
 from mmzoo.learners.tasks import Task, TaskConfig, faults_of, modalities_of, passes_of, with_heads
 from mmzoo.learners.teaching import open_classroom
-from mmzoo.learners.trainer import TrainerConfig, build_trainer
+from mmzoo.learners.trainer import TrainerConfig, allow_several_backward_passes, build_trainer
 from mmzoo.models.base import TaskModel, owner_of
 from mmzoo.zoo import pretrained
 
@@ -212,6 +212,8 @@ def build(
         pretrained.warn(model, started)
         model.start()
     model.speed_up(checkpointing=config.trainer.checkpointing.value, compiled=config.trainer.compile)
+    if config.trainer.compile and learner.balancing.compares:
+        allow_several_backward_passes()
     trainer = build_trainer(config.trainer, run_dir, callbacks, loggers)
     config = dataclasses.replace(config, model=options)
     learner.meta = {**zoo.describe(model, info, config.to_dict()), "teachers": classroom.describe()}

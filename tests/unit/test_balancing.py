@@ -26,6 +26,7 @@ from mmzoo.learners.tasks import Task, TaskConfig
 from mmzoo.recipe import Built
 from mmzoo.state import LossState, Sum
 from mmzoo.trunk.base import MixerContext
+from mmzoo.trunk.trunk import Trunk
 from tests.unit.test_learner import Press, Recorder, close, fit
 
 pytestmark = [
@@ -96,6 +97,33 @@ def test_equal_gradient_weights_are_the_static_sum(three: list[str]):
     private = {n: g for n, g in found.grads[-1].items() if not n.startswith("trunk.")}
     close(private, {n: plain.grads[-1][n] for n in private}, 1e-4)
     assert found.losses == pytest.approx(plain.losses, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["learner.balance=mgda"], ["learner.cosine_every=1"]])
+def test_compiled_blocks_are_balanced_the_same(three: list[str], tmp_path: pathlib.Path, options: list[str]):
+    """In a process of its own: compilers do not see through the run-time checks of shapes."""
+    calm = [*three, *options, "learner.optim.eps=1e-3", "model.trunk.drop_path_prob=0"]
+    built, _ = fit(calm)
+    words = [sys.executable, "-c", COMPILED, str(tmp_path / "x.pt"), *calm]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    close(torch.load(tmp_path / "x.pt"), dict(built.model.state_dict()), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "several"),
+    [([], False), (["learner.balance=famo"], False), (["learner.balance=pcgrad"], True)],
+)
+def test_compiled_blocks_keep_what_a_backward_pass_a_task_needs(
+    three: list[str], options: list[str], *, several: bool, monkeypatch: pytest.MonkeyPatch
+):
+    from torch._functorch import config as functorch
+
+    monkeypatch.setattr(Trunk, "compile_blocks", lambda self: None)
+    with functorch.patch(donated_buffer=True):
+        recipe.build(recipe.load("five_senses", [*three, *options, "trainer.compile=true"]))
+        assert functorch.donated_buffer != several
 
 
 def test_accumulation_and_checkpointing_change_no_number(three: list[str]):

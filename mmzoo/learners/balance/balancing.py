@@ -134,14 +134,18 @@ class Balancing:
             found |= {known: whole.get(known, nothing) for known in mine}
         return found
 
+    @property
+    def compares(self) -> bool:
+        """Whether any step compares the tasks' gradients, at a backward pass a task."""
+        return isinstance(self.balancer, GradientBalancer) or self.options.cosine_every > 0
+
     def check(self, strategy: Any, precision: str) -> None:
         """Raise where gradients are compared and cannot be: a rank holds pieces of the parameters, or float16
         lets unscaled gradients vanish."""
-        needs = isinstance(self.balancer, GradientBalancer) or self.options.cosine_every > 0
-        if needs and "fsdp" in type(strategy).__name__.lower():
+        if self.compares and "fsdp" in type(strategy).__name__.lower():
             found, expected = "fsdp shards the parameters whose gradients are compared", "ddp or one process"
             raise ConfigError.at("trainer.strategy", found, expected, "Set trainer.strategy=ddp.")
-        if needs and precision == "16-mixed":
+        if self.compares and precision == "16-mixed":
             found = "16-mixed scales the loss only after gradients are compared"
             do = "Set trainer.precision=bf16-mixed."
             raise ConfigError.at("trainer.precision", found, "32-true or bf16-mixed", do)
