@@ -135,6 +135,20 @@ class MultitaskLearner(pl.LightningModule, schema.Configurable):
             self.log_dict(logged, batch_size=len(batch))
         return total
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the model's gradient; a balancer's own numbers neither count in its norm nor are clipped."""
+        learned = [(p, p.grad) for p in self.balancer.parameters()]
+        for p, _ in learned:
+            p.grad = None
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        for p, grad in learned:
+            p.grad = grad
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step; a balancer that looks back then sees the last batch's losses under the new parameters."""
         super().optimizer_step(*args, **kwargs)

@@ -99,6 +99,33 @@ def test_equal_gradient_weights_are_the_static_sum(three: list[str]):
     assert found.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
+def test_a_balancers_own_numbers_are_not_clipped_with_the_model(three: list[str]):
+    """Losses times a thousand: the gradient of IMTL's scales is a thousand times the limit of 1."""
+    heavy = [f"++tasks.{task}.weight=1000.0" for task in ("align", "who", "where")]
+    once = [
+        *three,
+        *heavy,
+        "trainer.max_steps=1",
+        "learner.balance.type=imtl",
+        "learner.balance.losses=hybrid",
+    ]
+    built, _ = fit(once)
+    grads = [p.grad.double().flatten() for p in built.model.parameters() if p.grad is not None]
+    assert float(torch.cat(grads).norm()) == pytest.approx(1.0, rel=1e-4)
+    (scale,) = built.learner.balancer.parameters()
+    assert scale.grad is not None
+    assert float(scale.grad.norm()) > 1000
+
+
+COMPILED = """
+import sys, torch
+from mmzoo import recipe
+built = recipe.build(recipe.load("five_senses", sys.argv[2:] + ["trainer.compile=true"]))
+built.trainer.fit(built.learner, datamodule=built.datamodule)
+torch.save(built.model.state_dict(), sys.argv[1])
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["learner.balance=mgda"], ["learner.cosine_every=1"]])
 def test_compiled_blocks_are_balanced_the_same(three: list[str], tmp_path: pathlib.Path, options: list[str]):
