@@ -320,7 +320,7 @@ def test_imtl_hybrid_learns_scales_that_make_all_losses_one():
 @pytest.mark.parametrize("seed", range(4))
 def test_nash_weights_are_the_inverse_of_their_gains(seed: int):
     grads = gradients(seed)
-    found = by_gradient("nash_mtl")(grads, LOSSES, now())
+    found = by_gradient("nash_mtl", max_norm=0)(grads, LOSSES, now())
     gains = grads @ found.shared
     assert bool((found.weights > 0).all())
     assert bool((gains > 0).all())
@@ -332,10 +332,31 @@ def test_nash_closed_form_of_orthogonal_gradients_and_repetition():
     lengths = np.array([1.0, 2.0, 4.0])
     found = bargain(np.diag(lengths**2))
     np.testing.assert_allclose(found, np.sqrt(np.linalg.norm(lengths**2)) / lengths, rtol=1e-6)
-    balancer = by_gradient("nash_mtl", every=2)
+    balancer = by_gradient("nash_mtl", every=2, max_norm=0)
     first = balancer(gradients(0), LOSSES, now()).weights
     assert torch.equal(balancer(gradients(1), LOSSES, now()).weights, first)
     assert not torch.equal(balancer(gradients(1), LOSSES, now()).weights, first)
+
+
+def test_nash_weights_hold_for_all_parameters_and_the_limit_for_the_shared_ones():
+    free, one, wide = (by_gradient("nash_mtl", **o) for o in ({"max_norm": 0}, {}, {"max_norm": 1e3}))
+    found = free(gradients(0), LOSSES, now())
+    assert float(found.shared.norm()) > 1
+    for balancer, factor in ((one, 1 / float(found.shared.norm())), (wide, 1.0)):
+        limited = balancer(gradients(0), LOSSES, now())
+        torch.testing.assert_close(limited.shared, factor * found.shared)
+        torch.testing.assert_close(limited.weights @ gradients(0), limited.shared)
+        assert limited.private is not None
+        torch.testing.assert_close(limited.private, found.weights)
+    model = TwoTasks()
+    total, weights, _ = gradient_step(one, model.losses(), None, Parameters.of(model, ["trunk"]), now())
+    total.backward()
+    assert model.trunk.weight.grad is not None
+    assert float(model.trunk.weight.grad.norm()) == pytest.approx(1.0, rel=1e-5)
+    scale = one.get_buffer("solution").float() / weights
+    torch.testing.assert_close(scale, scale[:1].expand(3))
+    for own, loss, w in zip(model.own, model.losses(), one.get_buffer("solution").float(), strict=True):
+        torch.testing.assert_close(own.grad, w * torch.autograd.grad(loss, own, retain_graph=True)[0])
 
 
 @pytest.mark.parametrize("level", list(Level))
@@ -572,6 +593,7 @@ def test_minimiser_reaches_corners_and_ill_conditioned_points():
         ("famo", {"lr": 0}, "a positive lr"),
         ("stch", {"mu": 0}, "numbers above 0"),
         ("nash_mtl", {"every": 0}, "at least 1"),
+        ("nash_mtl", {"max_norm": -1}, "0 or more"),
         ("db_mtl", {"beta": 1}, "beta in"),
         ("uncertainty", {"lr": 0}, "a positive number"),
         ("automatic", {"start": 0}, "a positive number"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmzoo import schema
 from mmzoo.errors import ConfigError
 from mmzoo.learners.balance.base import Combined, GradientBalancer, Gram, Moment, Weights, gram
-from mmzoo.learners.balance.losses import LearnedConfig
+from mmzoo.learners.balance.losses import TINY, LearnedConfig
 from mmzoo.learners.balance.simplex import min_norm, minimise
 
 RIDGE = 1e-9
@@ -150,9 +150,9 @@ class NashMtl(GradientBalancer):
     """The Nash bargaining solution: weights at which no task can gain relatively more than another loses.
 
     Math: a > 0 with M a = 1 / a, M the Gram matrix over its Frobenius norm; it minimises the convex
-    a^T M a / 2 - sum_i log a_i, which damped Newton steps do.
-    Ref: Navon et al. 2022, who solve a sequence of convex programs; their norm limit of 1 is
-    `trainer.grad_clip`.
+    a^T M a / 2 - sum_i log a_i, which damped Newton steps do. All other parameters see sum_i a_i L_i; the
+    shared ones' gradient is shortened to `max_norm`.
+    Ref: Navon et al. 2022 and LibMTL, who solve a sequence of convex programs.
     """
 
     solution: Tensor
@@ -160,21 +160,33 @@ class NashMtl(GradientBalancer):
 
     @dataclass(kw_only=True)
     class Config(schema.Config):
-        """How often to solve."""
+        """How often to solve, and how long a step may be."""
 
         every: int = 1
         """batches between solutions; in between the last weights hold"""
+        max_norm: float = 1.0
+        """longest gradient of the shared parameters; longer ones are shortened. 0: no limit"""
 
         def __post_init__(self) -> None:
-            """Check the range."""
+            """Check the ranges."""
             if self.every < 1:
                 raise ConfigError.at("balance.every", str(self.every), "at least 1", "Set 1.")
+            if not self.max_norm >= 0:
+                raise ConfigError.at("balance.max_norm", f"{self.max_norm:g}", "0 or more", "Set 1.")
 
     def __init__(self, config: Config, names: tuple[str, ...]) -> None:
         """No solution yet (0)."""
         super().__init__(config, names)
         self.register_buffer("solution", torch.zeros(len(names), dtype=torch.float64))
         self.register_buffer("asked", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, grads: Float[Tensor, "k p"], losses: Float[Tensor, " k"], now: Moment) -> Combined:
+        """Return the weighted sum, no longer than allowed; the weights hold for all other parameters."""
+        found = super().forward(grads, losses, now)
+        if len(grads) == 1 or self.config.max_norm == 0:
+            return Combined(found.shared, found.weights, found.weights)
+        factor = (self.config.max_norm / found.shared.norm().clamp(min=TINY)).clamp(max=1.0)
+        return Combined(factor * found.shared, factor * found.weights, found.weights)
 
     def weigh(self, products: Gram, now: Moment) -> Weights:
         """Solve, or repeat the last solution."""
