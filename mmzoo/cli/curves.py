@@ -15,6 +15,7 @@ MOST_CURVES = 8
 MOST_PLACES = 4
 """Routed blocks with a panel of their own."""
 EXPERT = re.compile(r"train/routing/.+/expert\d+")
+MAX_LOAD = re.compile(r"train/routing/(.+)/max_load")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Panel:
 
 def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Return the panels that the history has points for: loss, metrics by task, learning rate, speed."""
-    found = [_loss(history), *_metrics(history), *_experts(history), _rate(history), _speed(history)]
+    parts = _metrics(history), _experts(history)
+    found = [_loss(history), *parts[0], *parts[1], _max_load(history), _rate(history), _speed(history)]
     return [panel for panel in found if any(len(points) > 1 for points in panel.curves.values())]
 
 
@@ -83,6 +85,14 @@ def _experts(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
         stem = f"experts_{name.replace('/', '_')}"
         found.append(Panel(stem, f"block {name}: share of choices on each expert", curves, percent=True))
     return found
+
+
+def _max_load(history: Sequence[Mapping[str, Any]]) -> Panel:
+    """Return how far the fullest expert of each routed part is above an even share, on a scale of its own."""
+    keys = dict.fromkeys(k for line in history for k in line)
+    places = [match for k in keys if (match := MAX_LOAD.fullmatch(k))][:MOST_CURVES]
+    curves = {f"block {match[1]}": series(history, match[0]) for match in places}
+    return Panel("max_load", "largest share of an expert x their number (1: even)", curves)
 
 
 def _rate(history: Sequence[Mapping[str, Any]]) -> Panel:

@@ -98,6 +98,13 @@ def test_the_report_draws_shares_and_names_their_rows():
     assert list(panel.curves) == ["expert 0", "expert 1"]
 
 
+def test_the_report_draws_the_largest_load_above_one():
+    history = [{"step": s, "train/routing/1/max_load": 3.0, "train/routing/1/used": 0.5} for s in (1, 2)]
+    panel = next(p for p in curves.panels(history) if p.name == "max_load")
+    assert panel.curves == {"block 1": ((1.0, 3.0), (2.0, 3.0))}
+    assert not panel.percent
+
+
 def test_a_soft_routers_use_is_its_weights():
     """Every token takes all four experts, so counts would call any use even."""
     experts = torch.tensor([[0, 1, 2, 3]]).expand(10, 4)
