@@ -79,11 +79,27 @@ def test_a_wrong_donor_is_told(ffn: str, said: str):
     assert said in str(caught.value)
 
 
-def test_a_trunk_without_feed_forwards_apart_has_nothing_to_copy():
-    trunk = {"dim": 16, "depth": 1, "num_heads": 2, "ffn": {"type": "shared"}, "final_norm": "shared"}
+MOE = {"type": "moe", "num_experts": 4, "hidden_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("ffn", "final_norm", "more"),
+    [
+        ({"type": "shared"}, "shared", ""),
+        ({"type": "shared"}, "per_modality", ""),
+        ({**MOE, "router": "topk"}, "per_modality", ""),
+        ({**MOE, "router": "modality"}, "per_modality", ", its router gives out experts"),
+        ({**MOE, "router": "modality", "every": 2}, "per_modality", ", its router gives out experts"),
+    ],
+)
+def test_a_trunk_without_feed_forwards_apart_has_nothing_to_copy(
+    ffn: dict[str, Any], final_norm: str, more: str
+):
+    trunk = {"dim": 16, "depth": 2, "num_heads": 2, "ffn": ffn, "final_norm": final_norm}
     modalities = {**TREE["modalities"], "eeg": {**EEG, "ffn": "copy(image)"}}
     model = build(modalities=modalities, trunk=trunk)
-    with pytest.raises(ConfigError, match=r"modalities\.eeg\.ffn: the trunk keeps nothing apart for 'image'"):
+    said = rf"modalities\.eeg\.ffn: the trunk keeps no feed-forward apart for 'image'{more}; expected"
+    with pytest.raises(ConfigError, match=said):
         graft(model.trunk, donors(model.config.modalities))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmzoo.errors import ConfigError, close_matches
 from mmzoo.models.finetune.lora import is_factor
+from mmzoo.trunk.routers import ModalityRouter
 
 log = logging.getLogger(__name__)
 NEW = "new"
@@ -47,15 +48,19 @@ def donors(modalities: Mapping[str, Any]) -> dict[str, str]:
 def graft(trunk: nn.Module, pairs: Mapping[str, str]) -> dict[str, list[str]]:
     """Copy all that the trunk keeps for the second modality of each pair into the first one's place.
 
-    That is the feed-forward of every block and the final norm. Returns the names of the tensors written.
+    That is the feed-forward of every block that has one for each modality, and the final norm; a trunk
+    without such a block is refused, and so is one whose router gives experts out by modality.
+    Returns the names of the tensors written.
     """
     state, written = trunk.state_dict(), dict[str, list[str]]()
+    by_router = any(isinstance(module, ModalityRouter) for module in trunk.modules())
     for new, old in pairs.items():
         names = [n for n in state if old in n.split(".") and not is_factor(n)]
         copies = {_renamed(n, old, new): n for n in names}
         copies = {to: n for to, n in copies.items() if to in state and state[to].shape == state[n].shape}
-        if not copies:
-            found = f"the trunk keeps nothing apart for {old!r}"
+        if by_router or not any(".ffn." in to for to in copies):
+            found = f"the trunk keeps no feed-forward apart for {old!r}"
+            found += ", its router gives out experts" if by_router else ""
             do = "Use trunk.ffn.type=modality, or leave ffn=new."
             raise ConfigError.at(f"modalities.{new}.ffn", found, "a feed-forward for each modality", do)
         with torch.no_grad():
