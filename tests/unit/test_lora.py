@@ -270,3 +270,25 @@ def test_a_checkpoint_with_factors_starts_a_plain_model(tmp_path: pathlib.Path, 
 def test_scale_is_alpha_over_rank():
     assert LoraConfig(rank=8).scale == 1.0
     assert LoraConfig(rank=8, alpha=16.0).scale == 2.0
+
+
+EXPERTS = {"type": "moe", "num_experts": 2, "hidden_dim": 8}
+
+
+@pytest.mark.parametrize("kind", ["moe", "soft_moe"])
+def test_experts_take_no_factors_and_it_is_said(kind: str, caplog: pytest.LogCaptureFixture):
+    trunk = {"dim": 16, "depth": 2, "num_heads": 2, "ffn": {**EXPERTS, "type": kind, "every": 2}}
+    model = build(trunk=trunk)
+    assert lora.add_lora(model, LoraConfig(rank=2, targets=["ffn"]))
+    assert "lora: experts take no factors, 1 stay frozen (trunk.blocks.1.ffn.experts first)" in caplog.text
+    assert not any("blocks.1" in name for name in lora.lora_layers(model))
+    caplog.clear()
+    lora.add_lora(build(trunk=trunk), LoraConfig(rank=2, targets=["qkv"]))
+    assert caplog.text == ""
+    everywhere = build(trunk={**trunk, "ffn": {**EXPERTS, "type": kind}})
+    with pytest.raises(ConfigError) as caught:
+        lora.add_lora(everywhere, LoraConfig(rank=2, targets=["ffn"]))
+    said = "model.lora.targets: 'ffn' names no linear map (experts take no LoRA); expected names of"
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("Choose one of: out, qkv.")
+    assert len(str(caught.value).splitlines()) == 1

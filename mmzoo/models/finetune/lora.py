@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,15 @@ from mmzoo.checkpoints.files import write_atomic
 from mmzoo.errors import CheckpointError, ConfigError, close_matches
 from mmzoo.layers.low_rank import FACTOR_A, FACTOR_B, LoraLinear
 from mmzoo.models.finetune.parts import select
+from mmzoo.trunk.experts import Experts
 
+log = logging.getLogger(__name__)
 FACTORS = (FACTOR_A, FACTOR_B)
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 TARGETS = ("qkv", "out")
+EXPERTS = ("ffn", "w_in", "w_out")
+"""Targets by which one may mean experts, whose stacked weights are no linear maps."""
 TRAINED_IN_FULL = ("heads", "decoder")
 """Parts that learn beside the factors: heads of new tasks could not do without."""
 
@@ -38,7 +43,7 @@ class LoraConfig(schema.Config):
     """dropout before the factors"""
     targets: list[str] = field(default_factory=lambda: list(TARGETS))
     """linear maps of the trunk by their last name (qkv, out, w_in, w_out), ffn for those of the
-    feed-forwards, or parts of the model such as modalities.fmri.core"""
+    feed-forwards, or parts of the model such as modalities.fmri.core; experts take no factors"""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -74,6 +79,9 @@ def add_lora(model: nn.Module, config: LoraConfig) -> list[str]:
     if not config.rank:
         return []
     targets = _targets(model, config.targets)
+    idle = [n for n, module in model.named_modules() if isinstance(module, Experts)]
+    if idle and set(config.targets) & set(EXPERTS):
+        log.warning("lora: experts take no factors, %d stay frozen (%s first)", len(idle), idle[0])
     for name in targets:
         parent, _, leaf = name.rpartition(".")
         owner, base = model.get_submodule(parent), model.get_submodule(name)
@@ -102,11 +110,13 @@ def _targets(model: nn.Module, wanted: list[str]) -> list[str]:
             owners = {n.rpartition(".")[0] for n in select(model, target, "model.lora.targets")}
             found = [n for n in linears if n in owners]
         if not found:
-            known = {n.rpartition(".")[2] for n in in_trunk} | {"ffn"}
+            known = {n.rpartition(".")[2] for n in in_trunk} | {"ffn" for n in in_trunk if ".ffn." in n}
             found_text, expected = (
                 f"{target!r} names no linear map",
                 "names of the trunk's linear maps or a part",
             )
+            if target in EXPERTS and any(isinstance(module, Experts) for module in model.modules()):
+                found_text += " (experts take no LoRA)"
             raise ConfigError.at("model.lora.targets", found_text, expected, close_matches(target, known))
         chosen |= dict.fromkeys(found)
     return [n for n in linears if n in chosen]
