@@ -339,7 +339,8 @@ def test_nash_closed_form_of_orthogonal_gradients_and_repetition():
 
 
 def test_nash_weights_hold_for_all_parameters_and_the_limit_for_the_shared_ones():
-    free, one, wide = (by_gradient("nash_mtl", **o) for o in ({"max_norm": 0}, {}, {"max_norm": 1e3}))
+    free, wide = (by_gradient("nash_mtl", max_norm=limit) for limit in (0.0, 1e3))
+    one = by_gradient("nash_mtl")
     found = free(gradients(0), LOSSES, now())
     assert float(found.shared.norm()) > 1
     for balancer, factor in ((one, 1 / float(found.shared.norm())), (wide, 1.0)):
@@ -349,12 +350,15 @@ def test_nash_weights_hold_for_all_parameters_and_the_limit_for_the_shared_ones(
         assert limited.private is not None
         torch.testing.assert_close(limited.private, found.weights)
     model = TwoTasks()
+    with torch.no_grad():
+        model.trunk.weight.fill_(1.0)  # all three points lie on one side
     total, weights, _ = gradient_step(one, model.losses(), None, Parameters.of(model, ["trunk"]), now())
     total.backward()
     assert model.trunk.weight.grad is not None
     assert float(model.trunk.weight.grad.norm()) == pytest.approx(1.0, rel=1e-5)
     scale = one.get_buffer("solution").float() / weights
     torch.testing.assert_close(scale, scale[:1].expand(3))
+    assert float(scale[0]) > 1
     for own, loss, w in zip(model.own, model.losses(), one.get_buffer("solution").float(), strict=True):
         torch.testing.assert_close(own.grad, w * torch.autograd.grad(loss, own, retain_graph=True)[0])
 
