@@ -296,11 +296,13 @@ class Mixed:
 
         Why: shares of a unit add up over epochs, so that a set too small for a unit an epoch has its turn.
         Math: set i has as many units as points u, u + 1, u + 2, … lie in [c_{i-1}, c_i), c the running sum of
-        total * p, u = epoch * golden ratio modulo 1 unless given; less than one unit in all makes one unit.
+        total * p, u = 1/2 + epoch * golden ratio modulo 1 unless given (so the first epoch rounds c to the
+        nearest); less than one unit in all makes one unit.
         Ref: systematic sampling, Madow & Madow 1944.
         """
         ends = np.cumsum(self._exact(epoch, unit))
-        marks = np.ceil(np.round(ends, 6) - (epoch * GOLDEN % 1.0 if offset is None else offset))
+        first = (0.5 + epoch * GOLDEN) % 1.0 if offset is None else offset
+        marks = np.ceil(np.round(ends, 6) - first)
         return (np.diff(marks, prepend=0.0).astype(int) * unit).tolist()
 
     def _exact(self, epoch: int, unit: int) -> Float[np.ndarray, " sets"]:

@@ -55,7 +55,7 @@ SIZES = {"small": 8, "mid": 32, "large": 128}
         ({"sampling": "uniform"}, {"small": 56, "mid": 56, "large": 56}),
         ({"sampling": "square_root", "epoch_samples": 700}, None),
         ({"sampling": "annealed"}, {"small": 8, "mid": 32, "large": 128}),
-        ({"sampling": "round_robin", "epoch_samples": 31}, {"small": 11, "mid": 10, "large": 10}),
+        ({"sampling": "round_robin", "epoch_samples": 31}, {"small": 10, "mid": 11, "large": 10}),
         ({"sampling": "temperature", "temperature": 2.0, "epoch_samples": 700}, None),
         (
             {"weights": {"small": 4.0, "large": 0.0}, "epoch_samples": 64},
