@@ -138,7 +138,7 @@ def test_one_expert_a_token_needs_weights_that_train_the_router(key: str):
         router = options(top_k=1, weights=GateWeights(weights)).build(num_experts=EXPERTS, **sizes)
         found = route(router, buffer())
         found.weights_tk.sum().backward()
-        assert any(p.grad is not None and bool(p.grad.any()) for p in router.parameters())
+        assert any(p.grad is not None and float(p.grad.abs().max()) > 1e-3 for p in router.parameters())
         assert bool((found.weights_tk == 1).all()) is (weights == "straight_through")
     options(top_k=1).build(num_experts=len(NAMES) if key == "modality" else 1, **sizes)  # no choice
 

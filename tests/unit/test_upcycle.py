@@ -74,9 +74,10 @@ def test_step_zero_is_the_dense_model(ffn: dict[str, Any], options: str):
     loss = made.train()(batch()).predictions["find"]["text"].values.square().sum()
     loss.backward()
     assert routed[0].experts.w_in.grad is not None
-    gates = [p for n, p in routed[0].router.named_parameters() if "name" not in n]  # of the task that ran
-    forced = parse_options(options).experts == 1
-    assert all((p.grad is not None and bool(p.grad.any())) is not forced for p in gates)
+    if "top_k=1" in options and "experts=1" not in options:  # else twins of one sum share one weight of 1
+        found = routed[0].router.gate.weight.grad
+        assert found is not None
+        assert float(found.abs().max()) > 1e-3  # p / p would have rounding alone
 
 
 def test_options_are_read_and_faults_told():
