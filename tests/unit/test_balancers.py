@@ -16,7 +16,6 @@ from mmzoo.errors import ConfigError, MmzooError
 from mmzoo.learners.balance.base import Balancer, GradientBalancer, LossBalancer, Moment, cosines
 from mmzoo.learners.balance.conflict import GradVac
 from mmzoo.learners.balance.directions import Level, alignment, bargain
-from mmzoo.learners.balance.simplex import min_norm, minimise, project
 from mmzoo.learners.balance.step import Parameters, gradient_step, loss_step
 
 NAMES = ("a", "b", "c")
@@ -568,24 +567,6 @@ def test_cosines_of_gradients():
     found = cosines(torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
     torch.testing.assert_close(found[0, 1], torch.tensor(0.5**0.5))
     assert found[0, 2] == 0
-
-
-def test_projection_onto_the_simplex_is_the_nearest_point():
-    point = np.array([0.9, -0.3, 0.8])
-    found = project(point)
-    assert found.sum() == pytest.approx(1)
-    assert (found >= 0).all()
-    grid = simplex_grid(3)
-    assert np.linalg.norm(found - point) <= np.linalg.norm(grid - point, axis=1).min() + 1e-12
-
-
-def test_minimiser_reaches_corners_and_ill_conditioned_points():
-    assert min_norm(np.diag([1.0, 100.0])).tolist() == pytest.approx([100 / 101, 1 / 101], abs=1e-6)
-    corner = min_norm(np.array([[1.0, 2.0], [2.0, 9.0]]))
-    assert corner.tolist() == pytest.approx([1.0, 0.0], abs=1e-9)
-    scale = np.array([1.0, 1e-2, 1e-4])
-    found = minimise(lambda w: (float(w @ (scale * w)), 2 * scale * w), 3)
-    np.testing.assert_allclose(found, 1 / scale / (1 / scale).sum(), atol=1e-4)
 
 
 @pytest.mark.parametrize(
