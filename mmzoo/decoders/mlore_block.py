@@ -125,7 +125,9 @@ class MloreRouter(nn.Module):
         return self.out(torch.cat([local, whole], 1)).flatten(1)
 
 
-def gates_of(logits: Float[Tensor, "k e"], top_k: int, order: GateOrder) -> Float[Tensor, "k e"]:
+def gates_of(
+    logits: Float[Tensor, "k e *places"], top_k: int, order: GateOrder
+) -> Float[Tensor, "k e *places"]:
     """Return the experts' weights, zero for all but the `top_k` largest logits."""
     chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(
         1, logits.topk(top_k, dim=1).indices, value=True

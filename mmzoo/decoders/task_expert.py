@@ -29,6 +29,7 @@ from mmzoo.decoders.base import (
     projected,
     squared_variation,
 )
+from mmzoo.decoders.mlore_block import GateOrder, gates_of
 from mmzoo.errors import ConfigError
 
 
@@ -82,11 +83,7 @@ class TaskReader(nn.Module):
         if self.config.gate is Gate.POOLED:
             seen, recalled = seen.mean((2, 3), keepdim=True), recalled.mean((2, 3), keepdim=True)
         logits = self.gate(torch.cat([seen, recalled], 1))
-        if self.config.top_k:
-            kept = logits.topk(self.config.top_k, dim=1).indices
-            left = torch.ones_like(logits, dtype=torch.bool).scatter(1, kept, value=False)
-            logits = logits.masked_fill(left, -torch.inf)
-        return logits.softmax(1)
+        return gates_of(logits, self.config.top_k or logits.shape[1], GateOrder.TOP_K_SOFTMAX)
 
     def forward(
         self,

@@ -249,3 +249,9 @@ def test_dense_data_come_to_a_timm_backbone_as_to_our_own(tmp_path: pathlib.Path
     assert first.inputs["image"].values.shape == (3, 32, 32)
     assert torch.equal(first.inputs["image"].values, second.inputs["image"].values)
     assert all(torch.equal(v, second.targets[k]) for k, v in first.targets.items())
+
+
+def test_ties_keep_exactly_top_k_experts_at_every_place():
+    weights = gates_of(torch.zeros(2, 6, 3, 4), 2, GateOrder.TOP_K_SOFTMAX)
+    assert ((weights > 0).sum(dim=1) == 2).all()
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, 3, 4))

@@ -315,6 +315,8 @@ def test_matching_is_the_cheapest_assignment(generator: torch.Generator):
     flat = MatchConfig(cost_class=0.0)
     rows, columns = m3losses.match(logits, boxes, wanted, kinds, GRID, flat)
     assert dict(zip(columns.tolist(), rows.tolist(), strict=True)) == {0: 1, 1: 2, 2: 0}
+    with pytest.raises(ConfigError, match=r"boxes: predictions that are not finite; .* lower learner"):
+        m3losses.match(logits * torch.nan, boxes, wanted, kinds, GRID, MatchConfig())
 
 
 def test_focal_losses_against_their_formulas():
