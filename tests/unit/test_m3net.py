@@ -230,6 +230,8 @@ def test_small_classes_follow_the_datas_names():
     few = M3Net.resolve(config, DataInfo({"boxes": ("van", "pedestrian", "cow")}))
     assert (few.num_classes, few.small_classes) == (3, [1])
     M3Net(few)
+    ten = M3Net.resolve(config, DataInfo({"boxes": ("pedestrian", *"abcdefghi")}))
+    assert ten.small_classes == [0]
     assert M3Net.resolve(config, DataInfo({})).small_classes == [8, 9]
     with pytest.raises(ConfigError, match=r"small_classes: \[7\]; expected classes 0 to 2"):
         M3Net.resolve(

@@ -124,11 +124,11 @@ class M3Net(TaskModel):
 
     @classmethod
     def resolve(cls, config: M3NetConfig, info: DataInfo) -> M3NetConfig:
-        """Take the numbers of classes from the data, and which are small where those are not nuScenes'."""
+        """Take the numbers of classes from the data, and which are small by their names."""
         known = {task: info.labels[t] for task, t in config.targets.items() if t in info.labels}
         found: dict[str, Any] = {CLASSES[task][0]: len(names) for task, names in known.items()}
-        default, names = M3NetConfig(), known.get(BOXES, ())
-        if config.small_classes == default.small_classes and len(names) != default.num_classes and names:
+        names = known.get(BOXES, ())
+        if names and config.small_classes == M3NetConfig().small_classes:
             found["small_classes"] = [number for number, name in enumerate(names) if name in SMALL_CLASSES]
         return dataclasses.replace(config, **found)
 

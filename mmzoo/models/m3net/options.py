@@ -142,8 +142,8 @@ class M3NetConfig(ModelConfig):
     num_classes: int = 10
     """classes of boxes; set by the data where there are some"""
     small_classes: list[int] = field(default_factory=lambda: [8, 9])
-    """numbers of the box classes that may fill one cell; data whose classes are not nuScenes' ten set those
-    that they call pedestrian or traffic_cone"""
+    """numbers of the box classes that may fill one cell; unless set, those that the data call pedestrian or
+    traffic_cone"""
     map_classes: int = 6
     """classes of the map, which may overlap; set by the data where there are some"""
     stripes: int = 5
